@@ -1,0 +1,26 @@
+//! Sizes that both sides use, each with the reason for its value.
+
+/// Length of a task's `comm`, its final NUL included. Source: `TASK_COMM_LEN` of the kernel.
+pub const COMM_LEN: usize = 16;
+
+/// User frames kept per stack. The deepest stack seen at a connect() on common programs has 36 frames.
+pub const STACK_FRAMES_MAX: usize = 64;
+
+/// Nested PID namespaces searched for the number by which portwatch knows a task.
+/// Source: `MAX_PID_NS_LEVEL` is 32; containers in containers reach three or four.
+pub const PID_NS_LEVELS_MAX: usize = 8;
+
+/// Characters of all `--comm` patterns together; one bit of a `u64` each, see [`crate::config::CommGlob`].
+pub const COMM_GLOB_STATES_MAX: usize = 63;
+
+/// Words of a bitmap with one bit per port.
+pub const PORT_BITMAP_WORDS: usize = 65536 / 64;
+
+/// Sockets tracked at once unless the user says otherwise. An entry costs about 300 bytes of kernel memory.
+pub const SOCKETS_DEFAULT: u32 = 65_536;
+
+/// Ports in TIME_WAIT tracked at once unless the user says otherwise: four times the default ephemeral range.
+pub const TIME_WAITS_DEFAULT: u32 = 131_072;
+
+/// Ring buffer bytes unless the user says otherwise: 100 ms of 400 000 events a second at 400 bytes.
+pub const RING_BYTES_DEFAULT: u32 = 16 << 20;

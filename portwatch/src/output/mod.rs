@@ -1,0 +1,143 @@
+//! One format each. All of them get the same calls, in the order of the event log.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+
+use crate::event::{Event, Hold, StackId};
+
+/// What a tracing command writes to: text for people, JSON Lines for programs.
+///
+/// Called from one thread, in the order of the event log: header first; a stack before the first event that
+/// names it; summary last. An error means that the output is gone, say a full disk or a closed pipe.
+pub trait Output: Send {
+    fn header(&mut self, header: &Header) -> Result<()>;
+    fn netns(&mut self, netns: &Netns) -> Result<()>;
+    fn stack(&mut self, stack: &Stack) -> Result<()>;
+    /// A socket that was open before the start.
+    fn preexisting(&mut self, mono_ns: u64, hold: &Hold, process: &Process, state: &str) -> Result<()>;
+    fn event(&mut self, event: &Event, hold: &Hold, process: &Process, call_site: Option<&str>)
+    -> Result<()>;
+    fn summary(&mut self, summary: &Summary) -> Result<()>;
+    /// Everything written so far becomes visible to readers.
+    fn flush(&mut self) -> Result<()>;
+}
+
+/// What /proc and the cgroup file system say about an owner; whatever could not be learned is `None`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Process {
+    pub exe: Option<String>,
+    pub cgroup: Option<String>,
+    pub container: Option<String>,
+    /// Only with `--cmdline`.
+    pub cmdline: Option<Vec<String>>,
+}
+
+/// First line of an event log.
+#[derive(Clone, Debug)]
+pub struct Header {
+    pub host: String,
+    pub kernel: String,
+    pub arch: &'static str,
+    pub rung: &'static str,
+    /// Wall clock at `mono_ns`, since the epoch.
+    pub started_wall_ns: i128,
+    /// `CLOCK_MONOTONIC` at the start; event times in the log count from here.
+    pub mono_ns: u64,
+    pub command: Vec<String>,
+    /// As typed, by flag name.
+    pub filters: BTreeMap<String, serde_json::Value>,
+    /// Per event type: `exact`, `inferred` or `absent` on this rung.
+    pub coverage: BTreeMap<&'static str, &'static str>,
+    /// How the stacks were taken.
+    pub stack_method: &'static str,
+}
+
+/// A network namespace and what of its settings decides how many ports there are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Netns {
+    pub mono_ns: u64,
+    pub inode: u32,
+    pub port_range: Option<(u16, u16)>,
+    pub reserved: Option<Vec<(u16, u16)>>,
+    pub tcp_tw_reuse: Option<u32>,
+    pub tcp_tw_reuse_delay_ms: Option<u32>,
+    pub tcp_timestamps: Option<u32>,
+    pub tcp_max_tw_buckets: Option<u32>,
+    pub step_width: Option<u32>,
+    /// Ports in bind-made buckets; `None` where the kernel does not show them.
+    pub bind_ports: Option<Vec<u16>>,
+}
+
+/// A symbolised stack, innermost frame first.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stack {
+    pub id: StackId,
+    pub frames: Vec<Frame>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Frame {
+    pub function: Option<String>,
+    pub file: Option<String>,
+    pub line: Option<u32>,
+    /// Path as the owner sees it.
+    pub module: Option<String>,
+    pub build_id: Option<String>,
+    /// Address inside the module: its ELF virtual address, of the call.
+    pub offset: Option<u64>,
+    pub kind: FrameKind,
+    pub is_inlined: bool,
+    /// Why `function` is unknown.
+    pub reason: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FrameKind {
+    Native,
+    Python,
+    Jit,
+    Kernel,
+    #[default]
+    Unknown,
+}
+
+impl FrameKind {
+    pub fn name(self) -> &'static str {
+        match self {
+            FrameKind::Native => "native",
+            FrameKind::Python => "python",
+            FrameKind::Jit => "jit",
+            FrameKind::Kernel => "kernel",
+            FrameKind::Unknown => "unknown",
+        }
+    }
+}
+
+/// Last line of an event log.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    /// Lines written, by type.
+    pub events: BTreeMap<&'static str, u64>,
+    /// By type and reason.
+    pub lost: BTreeMap<&'static str, BTreeMap<&'static str, u64>>,
+    /// What the kernel side counted, by type. `kernel_totals` = `events` − `inferred` made in user space + `lost` + `filtered`.
+    pub kernel_totals: BTreeMap<&'static str, u64>,
+    /// Some misses cannot be counted on this kernel, or in this run.
+    pub is_lower_bound: bool,
+    /// Lines deduced, by type; a part of `events`.
+    pub inferred: BTreeMap<&'static str, u64>,
+    /// Dropped by a filter in user space, by type.
+    pub filtered: BTreeMap<&'static str, u64>,
+    pub stacks: StackShares,
+    pub duration_ns: u64,
+    pub ended_by: &'static str,
+}
+
+/// How many events came with what kind of stack.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StackShares {
+    pub complete: u64,
+    pub partial: u64,
+    pub none: u64,
+}
