@@ -221,25 +221,37 @@ pub fn port_released(slot: &mut Slot, reason: u8, now_ns: u64) {
     // Whoever knows the hold must hear of its end, or would remember it for ever.
     if is_announced || (is_wanted && send_hold(slot, kind::HOLD, now_ns)) {
         let held_ns = held(slot.allocated_ns, now_ns);
-        release(slot.hold.socket_id, held_ns, reason, is_wanted, miss::RING_FULL, now_ns);
+        let was_listening = slot.flags & flags::IS_LISTENING != 0;
+        let end = End { socket_id: slot.hold.socket_id, held_ns, reason, was_listening };
+        release(end, is_wanted, miss::RING_FULL, now_ns);
     } else if is_wanted {
         count(kind::PORT_RELEASED, false, false, miss::RING_FULL);
     }
     slot.flags &= !(flags::ANNOUNCED | flags::ALLOCATION_TOLD);
 }
 
-/// The port of a hold that is known by its id alone is free.
+/// How a hold ended.
+pub struct End {
+    pub socket_id: u64,
+    pub held_ns: u64,
+    /// One of [`wire::reason`].
+    pub reason: u8,
+    pub was_listening: bool,
+}
+
+/// Tells the end of a hold that user space knows, or need not know, by its id alone.
 #[inline(always)]
-pub fn release(socket_id: u64, held_ns: u64, reason: u8, is_wanted: bool, miss_reason: usize, now_ns: u64) {
+pub fn release(end: End, is_wanted: bool, miss_reason: usize, now_ns: u64) {
     let is_sent = write::<wire::PortReleased>(NO_WAKEUP, |to| {
         let record = wire::PortReleased {
             header: header::<wire::PortReleased>(kind::PORT_RELEASED, now_ns),
-            socket_id,
-            held_ns,
-            reason,
+            socket_id: end.socket_id,
+            held_ns: end.held_ns,
+            reason: end.reason,
             confidence: confidence::EXACT,
             is_silent: !is_wanted as u8,
-            reserved: [0; 5],
+            was_listening: end.was_listening as u8,
+            reserved: [0; 4],
         };
         // SAFETY: as above.
         unsafe { to.write(record) }

@@ -169,6 +169,9 @@ pub fn bound<C: EbpfContext>(ctx: &C, sk: Sock, place: u32, how: u8, now_ns: u64
     } else if filter::needs_peer() {
         return None;
     }
+    if how == how::LISTEN {
+        slot.flags |= flags::IS_LISTENING;
+    }
     emit::port_allocated(slot, now_ns);
     track(sk, slot);
     Some(())
@@ -217,8 +220,7 @@ pub fn adopt(sk: Sock, now_ns: u64) -> Option<&'static mut Slot> {
     slot.flags = flags::HAS_PORT
         | flags::ANNOUNCED
         | flags::ALLOCATION_TOLD
-        | flags::WAS_ESTABLISHED
-        | flags::IS_PREEXISTING;
+        | flags::WAS_ESTABLISHED;
     sk.read_endpoints(&mut slot.hold.endpoints)?;
     track(sk, slot);
     let _ = PREEXISTING.remove(cookie);

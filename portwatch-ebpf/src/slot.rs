@@ -49,8 +49,7 @@ pub mod flags {
     pub const IS_SELF: u32 = 1 << 9;
     /// Bound, and whether it is wanted depends on the peer.
     pub const AWAITS_PEER: u32 = 1 << 10;
-    /// Open before the start: when the port was allocated is not known.
-    pub const IS_PREEXISTING: u32 = 1 << 11;
+    pub const IS_LISTENING: u32 = 1 << 11;
 }
 
 /// A hold that a time-wait entry took over.

@@ -135,7 +135,7 @@ fn changed(sk: Sock, old: u8, new: u8) {
     let now_ns = now();
     match new {
         state::ESTABLISHED => established(sk, slot, now_ns),
-        state::LISTEN => {}
+        state::LISTEN => slot.flags |= flags::IS_LISTENING,
         state::CLOSE => {
             if slot.flags & flags::IS_SELF != 0 {
                 counters::self_test_hit(hook::STATE_CLOSE);

@@ -14,6 +14,7 @@ use portwatch_common::counters::{hook, miss};
 use portwatch_common::wire::{confidence, kind, reason};
 
 use super::{done, enter, leave, now};
+use crate::emit::End;
 use crate::maps::{CONNECTING, PREEXISTING, TIME_WAITS};
 use crate::read::kernel;
 use crate::settings::offset;
@@ -98,7 +99,8 @@ fn killed(tw: Sock) {
             let why = cause(tw, slot);
             // A whole range may expire in one softirq: thousands of records within microseconds.
             let miss = if why == reason::TW_EXPIRED { miss::BURST } else { miss::RING_FULL };
-            emit::release(slot.socket_id, held_ns, why, emit::wants_releases(), miss, now_ns);
+            let end = End { socket_id: slot.socket_id, held_ns, reason: why, was_listening: false };
+            emit::release(end, emit::wants_releases(), miss, now_ns);
         }
         let _ = TIME_WAITS.remove(tw.0);
         return;
@@ -110,7 +112,8 @@ fn killed(tw: Sock) {
     // SAFETY: written by user space before it could die.
     if let Some(known) = unsafe { PREEXISTING.get(cookie) } {
         let why = if is_expired(tw) { reason::TW_EXPIRED } else { reason::UNKNOWN };
-        emit::release(known.socket_id, 0, why, emit::wants_releases(), miss::RING_FULL, now_ns);
+        let end = End { socket_id: known.socket_id, held_ns: 0, reason: why, was_listening: false };
+        emit::release(end, emit::wants_releases(), miss::RING_FULL, now_ns);
         let _ = PREEXISTING.remove(cookie);
     }
 }
