@@ -2,5 +2,9 @@
 //!
 //! Modules in the order data flows through them.
 
+// A test may panic.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 pub mod event;
+pub mod kernel;
 pub mod output;
