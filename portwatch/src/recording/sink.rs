@@ -21,6 +21,12 @@ impl Sink for Box<dyn Sink> {
     }
 }
 
+impl<S: Sink> Sink for &mut S {
+    fn end(&mut self) -> io::Result<()> {
+        (**self).end()
+    }
+}
+
 impl Sink for Vec<u8> {
     fn end(&mut self) -> io::Result<()> {
         Ok(())
