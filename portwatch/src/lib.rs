@@ -5,6 +5,13 @@
 // A test may panic.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-pub mod event;
+pub mod filters;
 pub mod kernel;
+pub mod bpf;
+pub mod event;
+pub mod aggregate;
+pub mod stack;
 pub mod output;
+pub mod recording;
+pub mod session;
+pub mod cli;

@@ -11,7 +11,7 @@ use zerocopy::IntoBytes;
 
 use super::attach::{Link, attach, load as load_hook};
 use super::counters::{CountersMap, NotRun, Totals};
-use super::programs::{Door, Hook, Need, PROCESSES, Rung, hooks};
+use super::programs::{Hook, Need, PROCESSES, Rung, hooks};
 use super::reader::Reader;
 use super::settings::{KernelFilters, Sizes};
 
@@ -83,7 +83,6 @@ fn one_line(error: &anyhow::Error) -> String {
 }
 
 /// Attached programs and their maps. Dropping it detaches them.
-#[derive(Debug)]
 pub struct Tracing {
     ebpf: Ebpf,
     links: Vec<Link>,

@@ -26,7 +26,6 @@ const BATCH_BYTES: usize = 256 << 10;
 const QUEUE_BYTES: usize = 64 << 20;
 
 /// The reading end of the ring buffer.
-#[derive(Debug)]
 pub struct Reader {
     ring: RingBuf<MapData>,
 }

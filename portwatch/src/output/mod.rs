@@ -1,5 +1,10 @@
 //! One format each. All of them get the same calls, in the order of the event log.
 
+pub mod errno;
+pub mod json;
+#[cfg(test)]
+pub(crate) mod scene;
+
 use std::collections::BTreeMap;
 
 use anyhow::Result;
