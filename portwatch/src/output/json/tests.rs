@@ -177,7 +177,7 @@ fn a_port_learned_late_says_since_when() {
 fn what_is_known_at_the_end_of_a_connection() {
     let hold = scene::hold(1, Some(2));
     let traffic = Traffic { bytes_sent: Some(u64::MAX), bytes_received: Some(0), connect_ns: Some(9) };
-    let closed = |closed_by, closer| What::Closed { closer, traffic, held_ns: 11, closed_by };
+    let closed = |closed_by, closer| What::Closed { closer, traffic, held_ns: Some(11), closed_by };
     let line = event_line(&hold, closed(Some(4711), Some(Closer::Reset)));
     assert_eq!(
         (
@@ -225,7 +225,7 @@ fn every_reason_of_a_release_has_its_name() {
         (Reason::Disconnected, "disconnected"),
         (Reason::Unknown, "unknown"),
     ] {
-        let line = event_line(&scene::hold(1, Some(2)), What::PortReleased { reason, held_ns: 3 });
+        let line = event_line(&scene::hold(1, Some(2)), What::PortReleased { reason, held_ns: Some(3) });
         assert_eq!((&line["reason"], &line["held_ns"]), (&json!(name), &json!(3)));
     }
 }
