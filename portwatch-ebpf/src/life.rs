@@ -217,10 +217,7 @@ pub fn adopt(sk: Sock, now_ns: u64) -> Option<&'static mut Slot> {
     clear(slot);
     slot.hold.socket_id = socket_id;
     slot.hold.begun_mono_ns = now_ns;
-    slot.flags = flags::HAS_PORT
-        | flags::ANNOUNCED
-        | flags::ALLOCATION_TOLD
-        | flags::WAS_ESTABLISHED;
+    slot.flags = flags::HAS_PORT | flags::ANNOUNCED | flags::ALLOCATION_TOLD | flags::WAS_ESTABLISHED;
     sk.read_endpoints(&mut slot.hold.endpoints)?;
     track(sk, slot);
     let _ = PREEXISTING.remove(cookie);

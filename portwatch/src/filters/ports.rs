@@ -1,5 +1,6 @@
 //! Lists of ports: `80,443,8000-8099`.
 
+use std::fmt;
 use std::str::FromStr;
 
 use portwatch_common::limits::PORT_BITMAP_WORDS;
@@ -24,6 +25,26 @@ impl PortSet {
     /// One bit per port.
     pub fn bitmap(&self) -> &[u64] {
         &self.words
+    }
+}
+
+/// As the list that it was read from, in order and without repetition.
+impl fmt::Display for PortSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut ports = (1..=u16::MAX).filter(|&port| self.contains(port)).peekable();
+        let mut separator = "";
+        while let Some(low) = ports.next() {
+            let mut high = low;
+            while let Some(next) = ports.next_if(|&next| next == high + 1) {
+                high = next;
+            }
+            write!(f, "{separator}{low}")?;
+            if high > low {
+                write!(f, "-{high}")?;
+            }
+            separator = ",";
+        }
+        Ok(())
     }
 }
 
@@ -57,6 +78,7 @@ mod tests {
         let ports: PortSet = "80, 443,8000-8002,65535".parse().unwrap();
         let within: Vec<u16> = (1..=u16::MAX).filter(|&port| ports.contains(port)).collect();
         assert_eq!(within, [80, 443, 8000, 8001, 8002, 65535]);
+        assert_eq!(ports.to_string(), "80,443,8000-8002,65535");
     }
 
     #[test]
