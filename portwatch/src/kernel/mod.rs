@@ -1,5 +1,6 @@
 //! What the running kernel says about itself, its sockets and its processes, outside of eBPF.
 
+pub mod baseline;
 pub mod cgroups;
 pub mod container;
 mod mountinfo;
