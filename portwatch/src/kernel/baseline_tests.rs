@@ -111,8 +111,10 @@ fn open_sockets_have_owner_state_and_direction() {
         let udp = UdpSocket::bind("[::1]:0").unwrap();
         let closed = TcpStream::connect(server_addr).unwrap();
         let closed_addr = closed.local_addr().unwrap();
-        let (accepted_closed, _) = listener.accept().unwrap();
+        let (mut accepted_closed, _) = listener.accept().unwrap();
         drop(closed);
+        // With the client's FIN here, the client alone is left in TIME_WAIT.
+        assert_eq!(std::io::Read::read(&mut accepted_closed, &mut [0]).unwrap(), 0);
         drop(accepted_closed);
 
         let netns = Namespace::current().unwrap().inode();

@@ -180,9 +180,14 @@ mod tests {
         let mut child = Command::new("/bin/sleep").arg("61").spawn().unwrap();
         let owner = owner(child.id(), start_boot_ns(child.id()));
         let mut processes = Processes::new(Cmdline::Read, None);
-        // spawn() returns after the exec.
-        let process = processes.get(&owner);
         let exe = std::fs::canonicalize("/bin/sleep").unwrap();
+        // spawn() returns within the exec, a moment before the new program shows (`exec_mm_release`).
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while std::fs::read_link(format!("/proc/{}/exe", child.id())).unwrap() != exe {
+            assert!(Instant::now() < deadline, "no exec within 5 s");
+            std::thread::yield_now();
+        }
+        let process = processes.get(&owner);
         assert_eq!(process.exe.as_deref(), exe.to_str());
         assert_eq!(process.cmdline.as_deref(), Some(&["/bin/sleep".to_owned(), "61".to_owned()][..]));
         assert!(process.cgroup.as_deref().is_none_or(|path| path.starts_with('/')));
