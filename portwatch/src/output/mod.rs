@@ -1,9 +1,11 @@
 //! One format each. All of them get the same calls, in the order of the event log.
 
 pub mod errno;
+pub mod escape;
 pub mod json;
 #[cfg(test)]
 pub(crate) mod scene;
+pub mod text;
 
 use std::collections::BTreeMap;
 

@@ -248,7 +248,6 @@ pub fn play(out: &mut dyn Output) -> anyhow::Result<()> {
         endpoints: endpoints(Family::Ipv4, ("0.0.0.0", Some(8080)), None),
         how: How::Bind,
         direction: Direction::In,
-        search_ns: None,
         ..hold(7, None)
     };
     tell(&taken, 10 * S, What::BindFailed { errno: Errno(98) }, Some(CALL_SITE))?;

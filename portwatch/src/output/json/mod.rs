@@ -8,6 +8,8 @@ mod clock;
 mod lines;
 mod object;
 #[cfg(test)]
+mod schema_tests;
+#[cfg(test)]
 mod tests;
 
 use anyhow::{Context, Result};
