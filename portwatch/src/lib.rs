@@ -3,4 +3,5 @@
 //! Modules in the order data flows through them.
 
 pub mod event;
+pub mod kernel;
 pub mod output;
