@@ -151,7 +151,8 @@ impl Holds {
                 self.of(event(socket, What::TimeWait { closer, traffic, substate }, confidence))
             }
             Body::Closed { socket, closer, traffic, held_ns, closed_by } => {
-                let joined = self.of(event(socket, What::Closed { closer, traffic, held_ns, closed_by }, exact));
+                let joined =
+                    self.of(event(socket, What::Closed { closer, traffic, held_ns, closed_by }, exact));
                 if let Some(since_ns) = self.entering.remove(&socket) {
                     self.wait(socket, since_ns);
                 }
@@ -201,7 +202,7 @@ impl Holds {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{How, TimeWaitState, Traffic, Family, Protocol};
+    use crate::event::{Family, How, Protocol, TimeWaitState, Traffic};
 
     fn hold(socket: u64) -> Hold {
         Hold {

@@ -9,6 +9,8 @@ use portwatch_common::config::{ABSENT, Config, Offsets};
 use portwatch_common::wire::kind;
 use zerocopy::IntoBytes;
 
+use crate::kernel::offsets::Missing;
+
 use super::attach::{Link, attach, load as load_hook};
 use super::counters::{CountersMap, NotRun, Totals};
 use super::programs::{Hook, Need, PROCESSES, Rung, hooks};
@@ -23,8 +25,8 @@ pub struct Plan<'a> {
     /// Only this rung, or the best that works.
     pub rung: Option<Rung>,
     pub offsets: Offsets,
-    /// Members that this kernel lacks, as `struct.member`.
-    pub missing: &'a [String],
+    /// Members that this kernel lacks.
+    pub missing: &'a [Missing],
     pub filters: &'a KernelFilters,
     pub sizes: Sizes,
     /// Bit per [`kind`]: what is wanted.
@@ -121,7 +123,9 @@ fn load_rung(plan: &Plan<'_>, rung: Rung) -> Result<(Tracing, Reader)> {
     for hook in wanted {
         match lacking(&hook, plan.missing) {
             None => usable.push(hook),
-            Some(member) => disable(&mut disabled, &hook, format!("this kernel has no `{member}`"))?,
+            Some(missing) => {
+                disable(&mut disabled, &hook, format!("this kernel has no `{}`", missing.member))?
+            }
         }
     }
 
@@ -133,7 +137,8 @@ fn load_rung(plan: &Plan<'_>, rung: Rung) -> Result<(Tracing, Reader)> {
         match load_hook(&mut ebpf, &hook, btf.as_ref()) {
             Ok(()) => loaded.push(hook),
             Err(error) => {
-                let error = anyhow::Error::from(error).context(format!("cannot load the programs for `{}`", hook.name));
+                let error = anyhow::Error::from(error)
+                    .context(format!("cannot load the programs for `{}`", hook.name));
                 disable(&mut disabled, &hook, one_line(&error)).map_err(|_| error)?;
             }
         }
@@ -160,8 +165,8 @@ fn load_rung(plan: &Plan<'_>, rung: Rung) -> Result<(Tracing, Reader)> {
 }
 
 /// A structure member that the hook needs and this kernel lacks.
-fn lacking<'a>(hook: &Hook, missing: &'a [String]) -> Option<&'a String> {
-    missing.iter().find(|member| hook.members.contains(&member.as_str()))
+fn lacking<'a>(hook: &Hook, missing: &'a [Missing]) -> Option<&'a Missing> {
+    missing.iter().find(|missing| hook.members.contains(&missing.field))
 }
 
 /// Does without a hook, or fails when the rung is nothing without it.
@@ -274,7 +279,12 @@ impl Tracing {
     pub fn selected(&self) -> Result<Vec<u32>> {
         let map = self.ebpf.map("PIDS").context("no map `PIDS`")?;
         let pids: HashMap<&MapData, u32, u32> = HashMap::try_from(map)?;
-        Ok(pids.iter().filter_map(Result::ok).filter(|(_, flags)| flags & 1 != 0).map(|(pid, _)| pid).collect())
+        Ok(pids
+            .iter()
+            .filter_map(Result::ok)
+            .filter(|(_, flags)| flags & 1 != 0)
+            .map(|(pid, _)| pid)
+            .collect())
     }
 
     /// Shows what the kernel programs log, on standard error.

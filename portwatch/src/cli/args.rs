@@ -78,7 +78,10 @@ pub struct FilterArgs {
 /// A network, or one address.
 fn network(text: &str) -> Result<IpNet, String> {
     text.parse::<IpNet>().or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from)).map_err(|_| {
-        format!("`{}` is not a network; write one as in `10.0.0.0/8`, `fd00::/8` or `192.0.2.7`", text.escape_debug())
+        format!(
+            "`{}` is not a network; write one as in `10.0.0.0/8`, `fd00::/8` or `192.0.2.7`",
+            text.escape_debug()
+        )
     })
 }
 
@@ -146,11 +149,15 @@ pub fn request(
         match protocol.as_str() {
             "tcp" => {}
             "udp" => {
-                let error = anyhow!("UDP is not traced by this version\n  next: use `--proto tcp`, or leave it out");
+                let error =
+                    anyhow!("UDP is not traced by this version\n  next: use `--proto tcp`, or leave it out");
                 return Err(Failure::usage(error));
             }
             other => {
-                return Err(Failure::usage(anyhow!("unknown protocol `{}`; there is `tcp`", other.escape_debug())));
+                return Err(Failure::usage(anyhow!(
+                    "unknown protocol `{}`; there is `tcp`",
+                    other.escape_debug()
+                )));
             }
         }
     }
@@ -206,7 +213,8 @@ fn kinds(filters: &FilterArgs) -> Result<u32> {
     let mut kinds = if filters.events.is_empty() { ALL } else { 0 };
     for name in &filters.events {
         let Some(at) = EVENT_NAMES.iter().position(|known| known == name) else {
-            let error = anyhow!("unknown event `{}`; there are {}", name.escape_debug(), EVENT_NAMES.join(", "));
+            let error =
+                anyhow!("unknown event `{}`; there are {}", name.escape_debug(), EVENT_NAMES.join(", "));
             return Err(Failure::usage(error));
         };
         kinds |= 1 << at;
@@ -214,7 +222,10 @@ fn kinds(filters: &FilterArgs) -> Result<u32> {
     if filters.failed_only {
         kinds &= FAILED;
         if kinds == 0 {
-            let error = anyhow!("`--failed-only` with `--events {}` leaves nothing\n  next: leave one of them out", filters.events.join(","));
+            let error = anyhow!(
+                "`--failed-only` with `--events {}` leaves nothing\n  next: leave one of them out",
+                filters.events.join(",")
+            );
             return Err(Failure::usage(error));
         }
     }
@@ -227,14 +238,25 @@ fn cgroup(filters: &FilterArgs) -> Result<Option<(u64, u32)>> {
         (None, Some(id)) => {
             let mut found = Cgroups::find()?.of_container(id)?;
             match found.len() {
-                0 => bail!("no container's id begins with `{}`\n  next: list them with `docker ps` or `crictl ps`", id.escape_debug()),
+                0 => bail!(
+                    "no container's id begins with `{}`\n  next: list them with `docker ps` or `crictl ps`",
+                    id.escape_debug()
+                ),
                 1 => found.remove(0),
-                n => bail!("the ids of {n} containers begin with `{}`\n  next: type more of it", id.escape_debug()),
+                n => bail!(
+                    "the ids of {n} containers begin with `{}`\n  next: type more of it",
+                    id.escape_debug()
+                ),
             }
         }
         (None, None) => return Ok(None),
     };
-    Ok(Some((cgroup.id, cgroup.level)))
+    let Some(level) = cgroup.level else {
+        bail!(
+            "cannot filter by cgroup: only a part of the hierarchy is mounted here\n  next: run portwatch in the host's cgroup namespace"
+        );
+    };
+    Ok(Some((cgroup.id, level)))
 }
 
 fn netns(text: &str) -> Result<u32> {

@@ -13,7 +13,13 @@ use clap::{Parser, Subcommand};
 
 /// Who is eating this host's ports, and from which line of code.
 #[derive(Debug, Parser)]
-#[command(name = "portwatch", version, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
+#[command(
+    name = "portwatch",
+    version,
+    max_term_width = 100,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
 #[command(after_help = "\
 Examples:
   portwatch doctor                       what this host can do, and what to change

@@ -51,7 +51,8 @@ pub fn run(args: TraceArgs) -> Result<ExitCode> {
     let request = request(&args.filters, &args.limits, &args.setup, args.command)?;
     let outcome = session::run(request, || {
         Ok(match args.format {
-            Format::Text => Box::new(Text::stdout(args.color)) as Box<dyn Output>,
+            Format::Text => Box::new(Text::new(std::io::stdout(), args.color.is_on(&std::io::stdout())))
+                as Box<dyn Output>,
             Format::Jsonl => Box::new(JsonLines::new(Stdout::new()?)),
         })
     })?;

@@ -57,7 +57,10 @@ impl FromStr for PortSet {
             let (low, high) = part.split_once('-').unwrap_or((part, part));
             let port = |text: &str| match text.trim().parse::<u16>() {
                 Ok(port) if port > 0 => Ok(port),
-                _ => Err(format!("`{}` is not a port; write numbers from 1 to 65535, as in `80,443,8000-8099`", text.escape_debug())),
+                _ => Err(format!(
+                    "`{}` is not a port; write numbers from 1 to 65535, as in `80,443,8000-8099`",
+                    text.escape_debug()
+                )),
             };
             let (low, high) = (port(low)?, port(high)?);
             if low > high {

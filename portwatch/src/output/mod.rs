@@ -61,7 +61,7 @@ pub struct Header {
 }
 
 /// A network namespace and what of its settings decides how many ports there are.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Netns {
     pub mono_ns: u64,
     pub inode: u32,

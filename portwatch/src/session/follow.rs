@@ -9,7 +9,9 @@ use crate::kernel::process_tree;
 /// When there is no such process: exit code 1.
 pub fn must_exist(pid: u32) -> Result<()> {
     if !process_tree::exists(pid) {
-        bail!("cannot trace process {pid}: there is no such process\n  next: look it up with `pgrep -a NAME` or `ps -ef`");
+        bail!(
+            "cannot trace process {pid}: there is no such process\n  next: look it up with `pgrep -a NAME` or `ps -ef`"
+        );
     }
     Ok(())
 }

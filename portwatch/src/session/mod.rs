@@ -108,7 +108,10 @@ fn trace(
     let anchor = clock::Anchor::now()?;
     let rung = shared.tracing().rung;
     for disabled in &shared.tracing().disabled {
-        eprintln!("portwatch: note: {} is not hooked ({}): {}", disabled.hook, disabled.reason, disabled.effect);
+        eprintln!(
+            "portwatch: note: {} is not hooked ({}): {}",
+            disabled.hook, disabled.reason, disabled.effect
+        );
     }
     let logger = if request.verbose { Some(control::KernelLog::start(shared)?) } else { None };
 
@@ -141,11 +144,10 @@ fn trace(
 /// Loads the programs, in a place where tracefs is mounted if there can be one.
 fn load(request: &Request) -> Result<(Tracing, bpf::Reader)> {
     let resolved = offsets::of_running_kernel().map_err(Failure::unable)?;
-    let missing: Vec<String> = resolved.missing.iter().map(|missing| missing.member.to_owned()).collect();
     let plan = Plan {
         rung: request.rung,
         offsets: resolved.offsets,
-        missing: &missing,
+        missing: &resolved.missing,
         filters: &request.filters,
         sizes: request.sizes,
         kinds: request.kinds,

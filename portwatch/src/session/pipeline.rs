@@ -12,12 +12,12 @@ use tokio::sync::Notify;
 
 use super::{Request, Shared};
 use crate::aggregate::holds::{Holds, Joined};
-use crate::bpf::{NotRun, Totals};
 use crate::bpf::Received;
+use crate::bpf::{NotRun, Totals};
 use crate::event::decode::{Body, DecodeError, Record, records};
 use crate::event::{Confidence, Event, Hold, StackId};
-use crate::kernel::clock::{self, Anchor};
 use crate::kernel::cgroups::Cgroups;
+use crate::kernel::clock::{self, Anchor};
 use crate::kernel::netns::{self, Namespace};
 use crate::kernel::processes::{Cmdline, Processes};
 use crate::output::{Netns, Output, Process, StackShares, Summary};
@@ -27,7 +27,6 @@ const TICK: Duration = Duration::from_millis(50);
 
 /// Output is flushed at least this often while a lot comes.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(200);
-
 
 /// The running pipeline.
 pub struct Pipeline {
@@ -270,11 +269,8 @@ impl Worker {
                 continue;
             }
             summary.kernel_totals.insert(name, total);
-            let mut reasons: BTreeMap<&'static str, u64> = MISS_NAMES
-                .into_iter()
-                .zip(totals.missed[kind])
-                .filter(|(_, missed)| *missed > 0)
-                .collect();
+            let mut reasons: BTreeMap<&'static str, u64> =
+                MISS_NAMES.into_iter().zip(totals.missed[kind]).filter(|(_, missed)| *missed > 0).collect();
             if not_run > 0 {
                 reasons.insert("not_run", not_run);
             }
@@ -305,4 +301,3 @@ impl Worker {
 fn kind_of(event: &Event) -> usize {
     EVENT_NAMES.iter().position(|name| *name == event.what.name()).unwrap_or(0)
 }
-

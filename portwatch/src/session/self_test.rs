@@ -34,7 +34,10 @@ pub fn run(tracing: &Tracing, rung: Rung) -> Vec<String> {
         for at in 0..HOOKS {
             let (saw, made) = (after[at] - before[at], u64::from(expected[at]));
             if saw < made {
-                notes.push(format!("hook `{}` saw {saw} of {made} own calls: it misses events", HOOK_NAMES[at]));
+                notes.push(format!(
+                    "hook `{}` saw {saw} of {made} own calls: it misses events",
+                    HOOK_NAMES[at]
+                ));
             }
         }
         if notes.is_empty() || started.elapsed() > DEADLINE {

@@ -17,7 +17,7 @@ pub(super) fn what(event: &Event, hold: &Hold) -> String {
         What::Established { connect_ns: None } => String::new(),
         What::TimeWait { closer, substate, .. } => time_wait(*closer, *substate).into(),
         What::Closed { closer, held_ns, closed_by, .. } => {
-            let mut words = format!("held {}", duration(*held_ns));
+            let mut words = held(*held_ns);
             if let Some(closer) = closer {
                 words += match closer {
                     Closer::Local => ", we closed",
@@ -34,7 +34,7 @@ pub(super) fn what(event: &Event, hold: &Hold) -> String {
         }
         What::PortReleased { reason, held_ns } => {
             let why = released(*reason);
-            format!("held {}{}{why}", duration(*held_ns), if why.is_empty() { "" } else { ", " })
+            format!("{}{}{why}", held(*held_ns), if why.is_empty() { "" } else { ", " })
         }
     };
     if hold.endpoints.protocol == Protocol::Udp {
@@ -198,5 +198,12 @@ mod tests {
         hold.begun_mono_ns = scene::START_MONO_NS;
         hold.search_ns = None;
         assert_eq!(words(&hold), "by connect, seen 2.0 ms late");
+    }
+}
+
+fn held(held_ns: Option<u64>) -> String {
+    match held_ns {
+        Some(ns) => format!("held {}", duration(ns)),
+        None => "held since before the start".into(),
     }
 }
