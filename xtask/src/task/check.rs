@@ -3,7 +3,7 @@
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::expected_skips::ExpectedSkips;
 use crate::results::Results;
@@ -26,6 +26,11 @@ pub fn run(workspace: &Workspace) -> Result<ExitCode> {
 
 /// Format and lints; each is one part of the summary.
 pub fn lints(workspace: &Workspace, summary: &mut Summary) {
+    for component in ["fmt", "clippy"] {
+        if let Err(error) = provision(workspace, component) {
+            return summary.add("lints", Results::failure(format!("{error:#}")), None);
+        }
+    }
     step(summary, "format", workspace.cargo().args(["fmt", "--all", "--check"]));
     step(summary, "lints", workspace.cargo().args(["clippy", "--all-targets", "--", "--deny=warnings"]));
     // Linted as a program for this machine: clippy comes with the usual compiler, not with the one for BPF. An explicit
@@ -68,6 +73,17 @@ pub fn tests(
         workspace.cargo().args(["test", "--no-fail-fast", "--doc"]).args(filter),
     );
     Ok(())
+}
+
+/// rustup's minimal profile, usual on servers, comes without these.
+fn provision(workspace: &Workspace, component: &str) -> Result<()> {
+    if process::output(workspace.cargo().args([component, "--version"])).is_ok() {
+        return Ok(());
+    }
+    let name = if component == "fmt" { "rustfmt" } else { component };
+    eprintln!("xtask: adding `{name}` to the toolchain through rustup");
+    process::run(Command::new("rustup").args(["component", "add", name]))
+        .with_context(|| format!("no `cargo {component}`; install `{name}` for the toolchain in use"))
 }
 
 fn step(summary: &mut Summary, name: &str, command: &mut Command) {

@@ -13,7 +13,7 @@ use crate::results::{Results, Skip};
 use crate::static_build;
 use crate::summary::Summary;
 use crate::task::build;
-use crate::vm::{self, Finished, Programs, kernels};
+use crate::vm::{self, Finished, Programs, console, kernels};
 use crate::workspace::Workspace;
 
 /// Ways of attaching that every one of our kernels can do.
@@ -165,7 +165,12 @@ fn add(summary: &mut Summary, expected: &ExpectedSkips, name: &str, release: &st
     }
     if went_wrong {
         // Who reads a failed run elsewhere has only this output.
-        println!("---- {} ----", machine.log.display());
-        println!("{}", std::fs::read_to_string(&machine.log).unwrap_or_else(|error| error.to_string()));
+        for path in [&machine.log, &machine.errors] {
+            println!("---- {} ----", path.display());
+            match std::fs::read(path) {
+                Ok(log) => print!("{}", console::readable(&String::from_utf8_lossy(&log))),
+                Err(error) => println!("cannot be read: {error}"),
+            }
+        }
     }
 }

@@ -11,8 +11,9 @@ pub struct Report {
     pub trouble: Vec<String>,
 }
 
-/// Reads a whole console log. `expected_rungs` that were never begun are failures.
-pub fn parse(log: &str, expected_rungs: &[String]) -> Report {
+/// Reads a whole console log. `expected_rungs` that were never begun are failures, and unless the tests were
+/// `filtered` so is a rung without any.
+pub fn parse(log: &str, expected_rungs: &[String], filtered: bool) -> Report {
     let mut report = Report::default();
     let mut current: Option<(String, Vec<&str>)> = None;
     let mut ended = false;
@@ -39,6 +40,11 @@ pub fn parse(log: &str, expected_rungs: &[String]) -> Report {
     if !ended {
         report.trouble.push("the machine stopped before the end of the tests".into());
     }
+    if !filtered {
+        for (_, results) in report.rungs.iter_mut().filter(|(_, results)| *results == Results::default()) {
+            *results = Results::failure("no test ran");
+        }
+    }
     for rung in expected_rungs {
         if !report.rungs.iter().any(|(begun, _)| begun == rung) {
             report.rungs.push((rung.clone(), Results::failure("the tests did not start")));
@@ -47,18 +53,29 @@ pub fn parse(log: &str, expected_rungs: &[String]) -> Report {
     report
 }
 
+/// The log for a terminal: without the firmware's screen, and without the control characters that would clear ours.
+pub fn readable(log: &str) -> String {
+    let begin = log.find("@vm kernel").unwrap_or(0);
+    let mut text = String::with_capacity(log.len() - begin);
+    for character in log[begin..].chars() {
+        match character {
+            '\r' => {}
+            '\n' | '\t' => text.push(character),
+            _ if character.is_control() => text.extend(character.escape_default()),
+            _ => text.push(character),
+        }
+    }
+    text
+}
+
 fn close(report: &mut Report, rung: Option<(String, Vec<&str>)>, code: Option<&str>) {
     let Some((rung, lines)) = rung else { return };
-    let mut results = results::parse(lines.iter().copied(), code == Some("0"));
-    if code == Some("0") && results == Results::default() {
-        results = Results::failure("no test ran");
-    }
-    report.rungs.push((rung, results));
+    report.rungs.push((rung, results::parse(lines.iter().copied(), code == Some("0"))));
 }
 
 #[cfg(test)]
 mod tests {
-    use super::parse;
+    use super::{parse, readable};
     use crate::results::Results;
 
     const GOOD: &str = "SeaBIOS\r\n@vm kernel 6.1.0\r\n\
@@ -73,7 +90,7 @@ mod tests {
 
     #[test]
     fn results_are_kept_apart_by_rung() {
-        let report = parse(GOOD, &rungs(&["fentry", "kprobe"]));
+        let report = parse(GOOD, &rungs(&["fentry", "kprobe"]), false);
         assert_eq!(
             report.rungs[0],
             ("fentry".into(), Results { passed: 1, failed: vec!["b".into()], skipped: vec![] })
@@ -84,29 +101,40 @@ mod tests {
 
     #[test]
     fn a_rung_that_never_began_is_a_failure() {
-        let report = parse(GOOD, &rungs(&["fentry", "kprobe", "tracepoint"]));
+        let report = parse(GOOD, &rungs(&["fentry", "kprobe", "tracepoint"]), false);
         assert_eq!(report.rungs[2].1.failed.len(), 1);
     }
 
     #[test]
     fn a_machine_that_dies_is_a_failure_of_its_rung_and_of_itself() {
         let cut = GOOD.find("test b").expect("in the text");
-        let report = parse(&GOOD[..cut], &rungs(&["fentry"]));
+        let report = parse(&GOOD[..cut], &rungs(&["fentry"]), false);
         assert_eq!((report.rungs[0].1.passed, report.rungs[0].1.failed.len()), (1, 1));
         assert_eq!(report.trouble.len(), 1);
     }
 
     #[test]
     fn no_output_and_no_tests_are_failures() {
-        let nothing = parse("", &rungs(&["kprobe"]));
+        let nothing = parse("", &rungs(&["kprobe"]), false);
         assert_eq!((nothing.rungs.len(), nothing.rungs[0].1.failed.len(), nothing.trouble.len()), (1, 1, 1));
-        let silent = parse("@vm rung kprobe\n@vm exit 0\n@vm end\n", &rungs(&["kprobe"]));
+        let silent = parse("@vm rung kprobe\n@vm exit 0\n@vm end\n", &rungs(&["kprobe"]), false);
         assert_eq!(silent.rungs[0].1.failed.len(), 1);
+        let none_match = parse("@vm rung kprobe\n@vm exit 0\n@vm end\n", &rungs(&["kprobe"]), true);
+        assert_eq!(none_match.rungs[0].1, Results::default());
+    }
+
+    #[test]
+    fn a_log_cannot_change_the_terminal() {
+        assert_eq!(
+            readable("\u{1b}[2JBIOS\r\n@vm kernel 6\r\na\u{1b}[2J\tb\r\n"),
+            "@vm kernel 6\na\\u{1b}[2J\tb\n"
+        );
+        assert_eq!(readable("\u{1b}c"), "\\u{1b}c");
     }
 
     #[test]
     fn a_complaint_of_the_kernel_is_trouble() {
-        let report = parse("@vm rung k\n@vm complaint BUG: x\n@vm end\n", &rungs(&[]));
+        let report = parse("@vm rung k\n@vm complaint BUG: x\n@vm end\n", &rungs(&[]), false);
         assert_eq!(report.trouble, ["the kernel complained: BUG: x"]);
     }
 }

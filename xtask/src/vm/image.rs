@@ -61,17 +61,19 @@ pub fn build(directory: &Path, kernel: &Kernel, programs: &Programs) -> Result<(
     pack(&root, &directory.join("initrd"))
 }
 
-/// Runs the test program once per rung; piped, so that it does not take the console for a terminal.
+/// Runs the test program once per rung. Its output is piped, so that it does not take the console for a terminal; its
+/// errors go to the other serial port, where they cannot break a line of results in two.
 fn test_script(programs: &Programs) -> String {
     let rungs: Vec<String> = programs.rungs.iter().map(|rung| quote(rung)).collect();
     let arguments: Vec<String> = programs.arguments.iter().map(|argument| quote(argument)).collect();
     let portwatch = if programs.portwatch.is_some() { "PORTWATCH_BIN=/portwatch " } else { "" };
     format!(
         "for rung in {rungs}; do\n  \
-           echo \"@vm rung $rung\"\n  \
-           {portwatch}PORTWATCH_RUNGS=$rung PORTWATCH_REQUIRE_KERNEL=1 RUST_BACKTRACE=1 /test {arguments} </dev/null\n  \
-           echo \"@vm exit $?\"\n\
-         done 2>&1 | cat\n",
+           printf '\\n@vm rung %s\\n' $rung\n  \
+           {portwatch}PORTWATCH_RUNGS=$rung PORTWATCH_REQUIRE_KERNEL=1 RUST_BACKTRACE=1 /test {arguments} \
+             </dev/null 2>/dev/ttyS1\n  \
+           printf '\\n@vm exit %s\\n' $?\n\
+         done | cat\n",
         rungs = rungs.join(" "),
         arguments = arguments.join(" "),
     )

@@ -1,6 +1,7 @@
 #!/bin/busybox sh
 # First and only process of a test machine: mounts what a real host has, runs the tests, powers off.
-# Lines beginning with `@vm ` are read by xtask.
+# Lines beginning with `@vm ` are read by xtask; an empty line goes before them, since a program that dies may leave
+# half a line behind.
 /bin/busybox --install -s /bin
 export PATH=/bin HOME=/ TERM=dumb
 
@@ -19,13 +20,13 @@ hostname portwatch-vm
 ip link set lo up
 # Named one by one: the order matters, and there is no modprobe configuration here.
 for module in inet_diag tcp_diag udp_diag; do
-    [ ! -e /modules/$module.ko ] || insmod /modules/$module.ko || echo "@vm complaint cannot load $module"
+    [ ! -e /modules/$module.ko ] || insmod /modules/$module.ko || printf '\n@vm complaint cannot load %s\n' "$module"
 done
 
-echo "@vm kernel $(uname -r)"
+printf '\n@vm kernel %s\n' "$(uname -r)"
 sh /tests
 # A kernel that complains during the tests is a failure, whatever the tests say.
 dmesg | grep -E 'BUG:|Oops|WARNING: |general protection|soft lockup|hung task' | sed 's/^/@vm complaint /'
-echo "@vm end"
+printf '\n@vm end\n'
 sync
 poweroff -f

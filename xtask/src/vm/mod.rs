@@ -27,7 +27,10 @@ const MEMORY_MIB: &str = "768";
 /// One finished run of one kernel.
 pub struct Finished {
     pub report: Report,
+    /// What the test program said on standard output, among the console's lines.
     pub log: PathBuf,
+    /// What it said on standard error.
+    pub errors: PathBuf,
     pub took: Duration,
 }
 
@@ -36,33 +39,38 @@ pub fn run(workspace: &Workspace, series: &str, kernel: &Kernel, programs: &Prog
     let begun = Instant::now();
     let directory = workspace.target.join("vm").join(series);
     let log = workspace.target.join("vm").join(format!("{series}.log"));
+    let errors = workspace.target.join("vm").join(format!("{series}.stderr.log"));
     image::build(&directory, kernel, programs)?;
     let file = fs::File::create(&log).with_context(|| format!("cannot write `{}`", log.display()))?;
-    let errors = file.try_clone().with_context(|| format!("cannot write `{}`", log.display()))?;
-    let status = qemu(&kernel.directory.join("vmlinuz"), &directory.join("initrd"))
+    let qemu_errors = file.try_clone().with_context(|| format!("cannot write `{}`", log.display()))?;
+    let status = qemu(&kernel.directory.join("vmlinuz"), &directory.join("initrd"), &errors)
         .stdin(Stdio::null())
         .stdout(file)
-        .stderr(errors)
+        .stderr(qemu_errors)
         .status()
         .context("cannot start `qemu-system-x86_64`")?;
     let console = fs::read(&log).with_context(|| format!("cannot read `{}`", log.display()))?;
-    let mut report = console::parse(&String::from_utf8_lossy(&console), programs.rungs);
+    let mut report =
+        console::parse(&String::from_utf8_lossy(&console), programs.rungs, !programs.arguments.is_empty());
     if !status.success() {
         report.trouble.push(match status.code() {
             Some(124 | 137) => format!("still running after {} s, killed", TIME_LIMIT.as_secs()),
             _ => format!("qemu failed: {status}"),
         });
     }
-    Ok(Finished { report, log, took: begun.elapsed() })
+    Ok(Finished { report, log, errors, took: begun.elapsed() })
 }
 
-fn qemu(kernel: &Path, initrd: &Path) -> Command {
+fn qemu(kernel: &Path, initrd: &Path, second_port: &Path) -> Command {
     // `timeout` rather than a thread of ours: it ends the machine even if xtask itself is killed.
     let mut command = Command::new("timeout");
     command
         .args(["--foreground", "--kill-after=5", &TIME_LIMIT.as_secs().to_string(), "qemu-system-x86_64"])
         .args(["-machine", "q35,accel=tcg", "-cpu", "max", "-smp", CPUS, "-m", MEMORY_MIB])
-        .args(["-nographic", "-no-reboot", "-nodefaults", "-serial", "stdio", "-append"])
+        .args(["-nographic", "-no-reboot", "-nodefaults", "-serial", "stdio"])
+        .arg("-serial")
+        .arg(format!("file:{}", second_port.display()))
+        .arg("-append")
         .arg("console=ttyS0 quiet loglevel=1 panic=-1 mitigations=off")
         .arg("-kernel")
         .arg(kernel)
