@@ -4,6 +4,8 @@
 //! "there is none" from "this portwatch does not say", the field is `null`; other fields are left out when
 //! nothing is known. The order of lines is the caller's business, compression the [`Sink`]'s.
 
+#[cfg(test)]
+mod bench;
 mod clock;
 mod lines;
 mod object;
