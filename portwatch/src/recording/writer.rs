@@ -104,6 +104,10 @@ impl Write for PlainFile {
 }
 
 impl Sink for PlainFile {
+    fn name(&self) -> String {
+        self.file.name()
+    }
+
     fn end(&mut self) -> io::Result<()> {
         self.file.sync()
     }
@@ -146,6 +150,10 @@ impl Write for ZstdFile {
 }
 
 impl Sink for ZstdFile {
+    fn name(&self) -> String {
+        self.encoder.get_ref().name()
+    }
+
     fn end(&mut self) -> io::Result<()> {
         self.encoder.do_finish()?;
         self.encoder.get_ref().sync()

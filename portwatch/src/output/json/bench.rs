@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::JsonLines;
 use crate::event::{Hold, SocketId, What};
 use crate::output::{Output, scene};
-use crate::recording::Sink;
+use crate::recording::{self, Sink};
 
 const EVENTS: u64 = 1_000_000;
 
@@ -29,6 +29,10 @@ impl Write for Nowhere {
 }
 
 impl Sink for Nowhere {
+    fn name(&self) -> String {
+        "nowhere".into()
+    }
+
     fn end(&mut self) -> io::Result<()> {
         Ok(())
     }
@@ -185,5 +189,20 @@ fn event_lines() {
                 compressed
             });
         }
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.jsonl.zst");
+        let mut out = JsonLines::new(recording::create(&path, false).unwrap());
+        out.header(&scene::header()).unwrap();
+        for n in 0..EVENTS {
+            let hold = &holds[n as usize % holds.len()];
+            let event = scene::event(hold, n * 3_333, What::PortAllocated);
+            out.event(&event, hold, &process, Some(call_site)).unwrap();
+        }
+        out.summary(&scene::summary()).unwrap();
+        measure("read back", || {
+            let reader = recording::Reader::open(&path).unwrap();
+            assert_eq!(reader.filter(|line| line.is_ok()).count() as u64, EVENTS + 1);
+            std::fs::metadata(&path).unwrap().len()
+        });
     }
 }

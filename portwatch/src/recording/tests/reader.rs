@@ -155,7 +155,7 @@ fn a_damaged_last_line_is_a_cut_and_one_in_the_middle_an_error() {
     let damaged = format!("{}\n{}\n{}\n{}\n", lines[0], lines[1], "{\"type\":\"closed\"}", lines[2]);
     let error = read_bytes(damaged.as_bytes()).unwrap_err();
     assert!(matches!(&error, Error::Malformed { line: 3, .. }), "{error}");
-    assert!(error.is_usage());
+    assert_eq!(error.exit_code(), 2);
 }
 
 #[test]
@@ -213,7 +213,7 @@ fn a_log_of_another_version_is_refused_with_both_numbers() {
     assert!(matches!(error, Error::Version { found: 2, known: 1, .. }));
     let message = error.to_string();
     assert!(message.contains("version 2") && message.contains("version 1"), "{message}");
-    assert!(error.is_usage());
+    assert_eq!(error.exit_code(), 2);
 }
 
 #[test]
@@ -230,7 +230,7 @@ fn what_is_no_log_is_refused() {
     ] {
         let error = read_bytes(input).unwrap_err();
         assert!(matches!(error, Error::NotALog { .. }), "{input:?}: {error}");
-        assert!(error.is_usage());
+        assert_eq!(error.exit_code(), 2);
     }
 }
 
@@ -267,4 +267,5 @@ fn damage_inside_compressed_data_is_an_error() {
     log[last] ^= 1;
     let error = read_bytes(&log).unwrap_err();
     assert!(matches!(error, Error::Read { .. }), "the checksum is checked: {error}");
+    assert_eq!(error.exit_code(), 2);
 }

@@ -68,7 +68,7 @@ fn the_extension_chooses_the_format() {
         assert_eq!(Format::of(Path::new(name)).ok(), format, "{name}");
     }
     let error = Format::of(Path::new("a.csv")).unwrap_err();
-    assert!(error.is_usage());
+    assert_eq!(error.exit_code(), 2);
     let message = error.to_string();
     assert!(message.contains("`.jsonl`") && message.contains("`.jsonl.zst`"), "{message}");
 }
@@ -166,6 +166,7 @@ fn a_place_that_cannot_be_written_is_named() {
     assert!(error.to_string().contains("`/nonexistent/a.jsonl`"), "{error}");
     let source = std::error::Error::source(&error).expect("the cause");
     assert!(source.to_string().contains("No such file"), "{source}");
+    assert_eq!(error.exit_code(), 1);
 }
 
 /// Runs [`fills_a_small_disk`] on a file system of 128 KiB in namespaces of its own.
