@@ -128,3 +128,32 @@ fn the_schema_refuses_wrong_values_and_lets_later_fields_pass() {
     newer["weather"] = json!("rain");
     assert!(validator.is_valid(&newer));
 }
+
+/// Names in the first column of the tables of a page: `` | `a`, `b` | … ``.
+fn fields_of_page(page: &str) -> BTreeSet<String> {
+    let rows = page.lines().filter(|line| line.starts_with("| `"));
+    let cells = rows.map(|row| row.split('|').nth(1).expect("a cell"));
+    cells.flat_map(|cell| cell.split(',').map(|name| name.trim().trim_matches('`').to_string())).collect()
+}
+
+#[test]
+fn every_event_has_a_page_that_lists_its_fields_and_no_others() {
+    let docs = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/events");
+    let page = |name: &str| std::fs::read_to_string(format!("{docs}/{name}.md")).expect(name);
+    let schema = schema();
+    let properties = |name: &str| -> BTreeSet<String> {
+        schema["$defs"][name]["properties"].as_object().unwrap().keys().cloned().collect()
+    };
+    for name in portwatch_common::wire::EVENT_NAMES {
+        let mut fields = properties(name);
+        fields.remove("type");
+        assert_eq!(fields_of_page(&page(name)), fields, "{name}");
+        assert!(page("README").contains(&format!("[{name}]({name}.md)")), "{name}");
+    }
+    let readme = page("README");
+    let (_, rest) = readme.split_once("## Common fields").expect("the section");
+    let (common, _) = rest.split_once("\n## ").expect("the next section");
+    let mut hold = properties("hold");
+    hold.insert("type".into());
+    assert_eq!(fields_of_page(common), hold);
+}

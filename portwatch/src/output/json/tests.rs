@@ -305,6 +305,10 @@ impl std::io::Write for SmallDisk {
 }
 
 impl Sink for SmallDisk {
+    fn name(&self) -> String {
+        "`small`".into()
+    }
+
     fn end(&mut self) -> std::io::Result<()> {
         Ok(())
     }
@@ -316,6 +320,18 @@ fn a_full_disk_is_an_error_that_names_its_kind() {
     let error = scene::play(&mut out).expect_err("the disk is full");
     let io = error.root_cause().downcast_ref::<std::io::Error>().expect("an I/O error at the root");
     assert_eq!(io.kind(), std::io::ErrorKind::StorageFull);
+    assert!(error.to_string().contains("`small`"), "{error}");
+}
+
+#[test]
+fn nothing_follows_a_write_that_failed() {
+    let mut out = JsonLines::new(SmallDisk(100));
+    scene::play(&mut out).expect_err("the disk is full");
+    // Somebody made room, but the log has a hole now.
+    out.sink.0 = 1_000_000;
+    let error = out.summary(&scene::summary()).expect_err("broken off");
+    assert!(error.to_string().contains("broke off"), "{error}");
+    assert_eq!(out.sink.0, 1_000_000);
 }
 
 #[test]
