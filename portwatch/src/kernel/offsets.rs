@@ -93,16 +93,23 @@ impl Expect {
     }
 }
 
-/// One field of [`Offsets`].
-struct Row {
-    field: &'static str,
+/// One field of [`Offsets`], and the member it is for.
+pub struct Row {
+    pub field: &'static str,
     slot: fn(&mut Offsets) -> &mut u32,
-    structure: &'static str,
+    pub structure: &'static str,
     /// Names the member had over time, newest first; the first one found counts.
-    paths: &'static [&'static str],
+    pub paths: &'static [&'static str],
     expect: Expect,
     /// A field that serves instead: not reported while that one is known.
     instead: Option<&'static str>,
+}
+
+impl Row {
+    /// The value of this field.
+    pub fn offset(&self, offsets: &Offsets) -> u32 {
+        *(self.slot)(&mut { *offsets })
+    }
 }
 
 macro_rules! row {
@@ -122,7 +129,8 @@ macro_rules! row {
 
 use Expect::{Array, Bytes, Embedded, Pointer};
 
-const ROWS: &[Row] = &[
+/// Every member that is looked up.
+pub const ROWS: &[Row] = &[
     row!(skc_daddr = "sock_common" ["skc_daddr"] Bytes(4)),
     row!(skc_rcv_saddr = "sock_common" ["skc_rcv_saddr"] Bytes(4)),
     row!(skc_dport = "sock_common" ["skc_dport"] Bytes(2)),
