@@ -42,8 +42,8 @@ pub fn code(error: &Error) -> u8 {
         return failure.code;
     }
     match error.downcast_ref::<crate::recording::Error>() {
-        Some(error) if error.is_usage() => 2,
-        _ => 1,
+        Some(error) => error.exit_code(),
+        None => 1,
     }
 }
 
