@@ -11,6 +11,7 @@ mod mountinfo;
 mod netlink;
 pub mod netns;
 pub mod offsets;
+mod private_mount;
 pub mod proc_dir;
 pub mod proc_net;
 pub mod process_tree;
@@ -22,3 +23,4 @@ pub mod socket_row;
 #[cfg(test)]
 mod testing;
 pub mod tracefs;
+pub mod tracepoint_format;
