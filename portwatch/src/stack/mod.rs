@@ -12,6 +12,7 @@ mod elf_open;
 pub mod libraries;
 mod perf_map;
 pub mod process_maps;
+pub mod sideband;
 pub mod start_time;
 pub mod symbolize;
 
@@ -25,6 +26,7 @@ use call_site::{Libraries, PlacedFrame};
 use elf::Modules;
 use perf_map::PerfMaps;
 use process_maps::{Backing, Mapping, ProcessMaps, Space};
+use sideband::Sideband;
 use symbolize::{Symbol, SymbolTable};
 
 /// Address spaces kept: as many as a busy host has processes, at about 10 kB each.
@@ -67,6 +69,8 @@ pub struct Resolved {
 /// Reads stacks. Not `Send`: make it in the thread that uses it.
 pub struct Stacks {
     maps: ProcessMaps,
+    sideband: Option<Sideband>,
+    note: Option<String>,
     modules: Modules,
     symbols: SymbolTable,
     perf_maps: PerfMaps,
@@ -75,8 +79,21 @@ pub struct Stacks {
 
 impl Stacks {
     pub fn new(options: Options) -> Stacks {
+        let mut maps = ProcessMaps::new(PROCESSES_MAX);
+        let opened = options.sideband.then(Sideband::open);
+        let (sideband, note) = match opened {
+            None => (None, None),
+            Some(Ok(sideband)) => (Some(sideband), None),
+            Some(Err(error)) => {
+                let note = format!("processes that end at once have no call sites: {error:#}");
+                (None, Some(note))
+            }
+        };
+        maps.set_followed(sideband.is_some());
         Stacks {
-            maps: ProcessMaps::new(PROCESSES_MAX),
+            maps,
+            sideband,
+            note,
             modules: Modules::new(MODULES_MAX, MODULE_BYTES_MAX),
             symbols: SymbolTable::new(SYMBOLS_MAX),
             perf_maps: PerfMaps::default(),
@@ -84,17 +101,36 @@ impl Stacks {
         }
     }
 
-    /// Names the frames of a stack. `start_boot_ns` is the start of its process, `CLOCK_BOOTTIME`, 0 when not known.
+    /// What the user should know of how well processes can be followed; `None` when all is well.
+    pub fn note(&self) -> Option<&str> {
+        self.note.as_deref()
+    }
+
+    /// Takes in what the kernel told of mappings until now. To be called with the events of a batch in hand and before
+    /// any of them is resolved, so that whatever was mapped when they happened is known.
+    pub fn drain_sideband(&mut self) {
+        if let Some(sideband) = &mut self.sideband {
+            sideband.drain(&mut self.maps);
+        }
+    }
+
+    /// Names the frames of a stack, as [`Stacks::resolve_at`] for a process that runs the program it runs now.
+    pub fn resolve(&mut self, raw: &RawStack, start_boot_ns: u64) -> Resolved {
+        self.resolve_at(raw, start_boot_ns, u64::MAX)
+    }
+
+    /// Names the frames of a stack that was taken at `mono_ns`. `start_boot_ns` is the start of its process,
+    /// `CLOCK_BOOTTIME`, 0 when not known. Call [`Stacks::drain_sideband`] after the stack was received and before this.
     ///
     /// What cannot be known is in the frame as its reason; there is no error.
-    pub fn resolve(&mut self, raw: &RawStack, start_boot_ns: u64) -> Resolved {
+    pub fn resolve_at(&mut self, raw: &RawStack, start_boot_ns: u64, mono_ns: u64) -> Resolved {
         let mut frames = Vec::with_capacity(raw.addresses.len());
-        let mut space = self.maps.find(raw.tgid, start_boot_ns);
+        let mut space = self.maps.find(raw.tgid, start_boot_ns, mono_ns);
         let is_unmapped = |space: &Space| {
             raw.addresses.iter().any(|&address| space.find(address.saturating_sub(1)).is_none())
         };
         if space.as_ref().is_ok_and(is_unmapped) {
-            space = self.maps.refresh(raw.tgid, start_boot_ns);
+            space = self.maps.refresh(raw.tgid, start_boot_ns, mono_ns);
         }
         for &address in &raw.addresses {
             // The saved address is that of the instruction after the call, which may be another line or function.

@@ -4,13 +4,13 @@
 //! [`super::sideband`], which also cover processes that are gone before anybody could look. Only executable
 //! mappings are kept. A process is named by its number and its start, so that a reused number is another process.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::OsStr;
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::start_time;
@@ -93,12 +93,27 @@ pub struct Space {
     is_complete: bool,
     /// Start of the process, `CLOCK_BOOTTIME`; `None` when not known.
     start_boot_ns: Option<u64>,
-    exited_mono_ns: Option<u64>,
+    /// When this program began to run, `CLOCK_MONOTONIC`; 0 when it was there before anybody looked.
+    since_mono_ns: u64,
+    /// When the process ended or replaced its program.
+    until_mono_ns: Option<u64>,
     /// Value of the use counter when it was last asked for.
     used: u64,
 }
 
 impl Space {
+    fn new(generation: u64, start_boot_ns: Option<u64>, since_mono_ns: u64, used: u64) -> Space {
+        Space {
+            generation,
+            mappings: Arc::default(),
+            is_complete: false,
+            start_boot_ns,
+            since_mono_ns,
+            until_mono_ns: None,
+            used,
+        }
+    }
+
     /// The mapping that holds `address`.
     pub fn find(&self, address: u64) -> Option<&Mapping> {
         let after = self.mappings.partition_point(|mapping| mapping.start <= address);
@@ -152,7 +167,7 @@ pub struct ProcessMaps {
     generation: u64,
     uses: u64,
     /// Processes that exited, in order, until they are forgotten: (time, number).
-    exits: std::collections::VecDeque<(u64, u32)>,
+    exits: VecDeque<(u64, u32)>,
     /// Records keep what is known up to date. Without, `/proc` is read anew for every stack.
     is_followed: bool,
     counters: Counters,
@@ -167,7 +182,7 @@ impl ProcessMaps {
             count: 0,
             generation: 0,
             uses: 0,
-            exits: std::collections::VecDeque::new(),
+            exits: VecDeque::new(),
             is_followed: false,
             counters: Counters::default(),
         }
@@ -182,20 +197,19 @@ impl ProcessMaps {
         self.counters
     }
 
-    /// The address space of process `tgid` that started at `start_boot_ns`, 0 when not known. Reads
+    /// The address space at `mono_ns` of process `tgid` that started at `start_boot_ns`, 0 when not known. Reads
     /// `/proc/PID/maps` where the records do not suffice.
     ///
     /// # Errors
     /// When the process is gone and no record told of it.
-    pub fn find(&mut self, tgid: u32, start_boot_ns: u64) -> Result<Space, Missing> {
+    pub fn find(&mut self, tgid: u32, start_boot_ns: u64, mono_ns: u64) -> Result<Space, Missing> {
         self.uses += 1;
         let uses = self.uses;
-        let known = self.position(tgid, start_boot_ns);
-        if let Some(at) = known
-            && let Some(space) = self.spaces.get_mut(&tgid).and_then(|spaces| spaces.get_mut(at))
-        {
+        let is_followed = self.is_followed;
+        let known = self.position(tgid, start_boot_ns, mono_ns);
+        if let Some(space) = self.slot(tgid, known) {
             space.used = uses;
-            if space.exited_mono_ns.is_some() || (self.is_followed && space.is_complete) {
+            if space.until_mono_ns.is_some() || (is_followed && space.is_complete) {
                 return Ok(space.clone());
             }
         }
@@ -203,81 +217,84 @@ impl ProcessMaps {
             Ok((mappings, start)) => {
                 let (mappings, dropped) = tidy(mappings);
                 self.counters.mappings_dropped += dropped;
-                let generation = match known.and_then(|at| self.spaces.get(&tgid)?.get(at)) {
+                let new_generation = self.next_generation();
+                let mappings = Arc::new(mappings);
+                if let Some(space) = self.slot(tgid, known) {
                     // The same code at the same place keeps its number, and with it the rows that were learned.
-                    Some(space) if is_extension(&space.mappings, &mappings) => space.generation,
-                    _ => self.next_generation(),
-                };
-                let space = Space {
-                    generation,
-                    mappings: Arc::new(mappings),
-                    is_complete: true,
-                    start_boot_ns: Some(start),
-                    exited_mono_ns: None,
-                    used: uses,
-                };
-                match known.and_then(|at| self.spaces.get_mut(&tgid)?.get_mut(at)) {
-                    Some(slot) => *slot = space.clone(),
-                    None => self.insert(tgid, space.clone()),
+                    if !is_extension(&space.mappings, &mappings) {
+                        space.generation = new_generation;
+                    }
+                    (space.mappings, space.is_complete, space.start_boot_ns) = (mappings, true, Some(start));
+                    return Ok(space.clone());
                 }
+                let space =
+                    Space { mappings, is_complete: true, ..Space::new(new_generation, Some(start), 0, uses) };
+                self.insert(tgid, space.clone());
                 Ok(space)
             }
-            // What the records told of it is better than nothing.
-            Err(missing) => {
-                match known.and_then(|at| self.spaces.get(&tgid)?.get(at)).filter(|s| !s.mappings.is_empty())
-                {
-                    Some(space) => Ok(space.clone()),
-                    None => {
-                        self.counters.missing += 1;
-                        Err(missing)
-                    }
+            Err(missing) => match self.slot(tgid, known).filter(|space| !space.mappings.is_empty()) {
+                // What the records told of it is better than nothing.
+                Some(space) => Ok(space.clone()),
+                None => {
+                    self.counters.missing += 1;
+                    Err(missing)
                 }
-            }
+            },
         }
     }
 
-    /// Reads `/proc/PID/maps` again, because an address was in no known mapping.
-    pub fn refresh(&mut self, tgid: u32, start_boot_ns: u64) -> Result<Space, Missing> {
-        if let Some(at) = self.position(tgid, start_boot_ns)
-            && let Some(space) = self.spaces.get_mut(&tgid).and_then(|spaces| spaces.get_mut(at))
-            && space.exited_mono_ns.is_none()
-        {
+    /// As [`ProcessMaps::find`], but looks into `/proc` again if it can, because an address was in no known mapping.
+    ///
+    /// # Errors
+    /// As for `find`.
+    pub fn refresh(&mut self, tgid: u32, start_boot_ns: u64, mono_ns: u64) -> Result<Space, Missing> {
+        let known = self.position(tgid, start_boot_ns, mono_ns);
+        if let Some(space) = self.slot(tgid, known) {
             space.is_complete = false;
         }
-        self.find(tgid, start_boot_ns)
+        self.find(tgid, start_boot_ns, mono_ns)
     }
 
     /// A process was made. It has its parent's mappings.
-    pub(super) fn forked(&mut self, tgid: u32, parent: u32, start_boot_ns: u64) {
-        // Unknown parents, those from before the start, are read from /proc when they are asked for: and so is the child.
-        let parent = self.current(parent);
-        let (generation, mappings, is_complete) = match parent {
-            Some(space) => (space.generation, Arc::clone(&space.mappings), space.is_complete),
-            None => (self.next_generation(), Arc::default(), false),
+    pub(super) fn forked(&mut self, tgid: u32, parent: u32, start_boot_ns: u64, mono_ns: u64) {
+        // A parent from before the start is read now: the child may not live long enough to be read itself.
+        let from = match self.current(parent) {
+            Some(space) if space.is_complete => Some(space.clone()),
+            _ => self.find(parent, 0, mono_ns).ok(),
         };
-        let used = self.uses;
-        let start_boot_ns = Some(start_boot_ns);
-        self.insert(
-            tgid,
-            Space { generation, mappings, is_complete, start_boot_ns, exited_mono_ns: None, used },
-        );
+        let new = Space::new(0, Some(start_boot_ns), mono_ns, self.uses);
+        let space = match from {
+            Some(from) => Space {
+                generation: from.generation,
+                mappings: from.mappings,
+                is_complete: from.is_complete,
+                ..new
+            },
+            None => Space { generation: self.next_generation(), ..new },
+        };
+        self.insert(tgid, space);
     }
 
     /// A process replaced its program: whatever is mapped from now on will be told by records.
-    pub(super) fn executed(&mut self, tgid: u32) {
+    pub(super) fn executed(&mut self, tgid: u32, mono_ns: u64) {
+        let start_boot_ns =
+            self.spaces.get(&tgid).and_then(|spaces| spaces.last()).and_then(|s| s.start_boot_ns);
+        self.exited(tgid, mono_ns);
         let generation = self.next_generation();
-        let space = self.current_or_new(tgid);
-        space.generation = generation;
-        space.mappings = Arc::default();
-        space.is_complete = true;
+        let new = Space::new(generation, start_boot_ns, mono_ns, self.uses);
+        self.insert(tgid, Space { is_complete: true, ..new });
     }
 
     /// Code was mapped.
     pub(super) fn mapped(&mut self, tgid: u32, mapping: Mapping) {
+        if self.current(tgid).is_none() {
+            // Known from this on, the rest is read when it is asked for.
+            let space = Space::new(self.next_generation(), None, 0, self.uses);
+            self.insert(tgid, space);
+        }
         let generation = self.generation + 1;
-        let space = self.current_or_new(tgid);
-        let mappings = Arc::make_mut(&mut space.mappings);
-        let (is_replaced, is_dropped) = overlay(mappings, mapping);
+        let Some(space) = self.spaces.get_mut(&tgid).and_then(|spaces| spaces.last_mut()) else { return };
+        let (is_replaced, is_dropped) = overlay(Arc::make_mut(&mut space.mappings), mapping);
         if is_replaced {
             space.generation = generation;
             self.generation = generation;
@@ -287,62 +304,50 @@ impl ProcessMaps {
 
     /// A process ended. What is known of it stays for a while.
     pub(super) fn exited(&mut self, tgid: u32, mono_ns: u64) {
-        if let Some(space) = self.spaces.get_mut(&tgid).and_then(|spaces| spaces.last_mut()) {
-            space.exited_mono_ns = Some(mono_ns);
+        if let Some(space) = self.spaces.get_mut(&tgid).and_then(|spaces| spaces.last_mut())
+            && space.until_mono_ns.is_none()
+        {
+            space.until_mono_ns = Some(mono_ns);
             self.exits.push_back((mono_ns, tgid));
         }
     }
 
     /// Forgets processes that ended long enough before `mono_ns`.
     pub(super) fn expire(&mut self, mono_ns: u64) {
-        while let Some(&(exited, tgid)) = self.exits.front()
-            && exited.saturating_add(KEEP_AFTER_EXIT_NS) <= mono_ns
+        while let Some(&(ended, tgid)) = self.exits.front()
+            && ended.saturating_add(KEEP_AFTER_EXIT_NS) <= mono_ns
         {
             self.exits.pop_front();
-            self.retain(tgid, |space| space.exited_mono_ns != Some(exited));
+            self.retain(tgid, |space| space.until_mono_ns != Some(ended));
         }
     }
 
-    /// Records were lost: nothing that they would have told can be relied on any more.
+    /// Records were lost: what they would have told is read again where it can be.
     pub(super) fn distrust(&mut self) {
-        for space in self.spaces.values_mut().flatten().filter(|space| space.exited_mono_ns.is_none()) {
+        for space in self.spaces.values_mut().flatten() {
             space.is_complete = false;
         }
     }
 
-    fn position(&self, tgid: u32, start_boot_ns: u64) -> Option<usize> {
+    /// Of all that had the number, the nearest in start; of its programs, the one that ran at `mono_ns`.
+    fn position(&self, tgid: u32, start_boot_ns: u64, mono_ns: u64) -> Option<usize> {
         let spaces = self.spaces.get(&tgid)?;
-        if start_boot_ns == 0 {
-            return spaces.len().checked_sub(1);
-        }
-        let distance =
-            |space: &Space| space.start_boot_ns.map_or(START_SLACK_NS - 1, |s| s.abs_diff(start_boot_ns));
-        let nearest = (0..spaces.len()).min_by_key(|&at| distance(&spaces[at]))?;
-        (distance(&spaces[nearest]) < START_SLACK_NS).then_some(nearest)
+        let distance = |space: &Space| match (start_boot_ns, space.start_boot_ns) {
+            (0, _) => 0,
+            (wanted, Some(start)) => start.abs_diff(wanted),
+            (_, None) => START_SLACK_NS - 1,
+        };
+        let nearest = spaces.iter().map(distance).min().filter(|&distance| distance < START_SLACK_NS)?;
+        let mut candidates = (0..spaces.len()).filter(|&at| distance(&spaces[at]) == nearest);
+        candidates.clone().rfind(|&at| spaces[at].since_mono_ns <= mono_ns).or_else(|| candidates.next())
+    }
+
+    fn slot(&mut self, tgid: u32, at: Option<usize>) -> Option<&mut Space> {
+        self.spaces.get_mut(&tgid)?.get_mut(at?)
     }
 
     fn current(&self, tgid: u32) -> Option<&Space> {
-        self.spaces.get(&tgid)?.last().filter(|space| space.exited_mono_ns.is_none())
-    }
-
-    fn current_or_new(&mut self, tgid: u32) -> &mut Space {
-        if self.current(tgid).is_none() {
-            let generation = self.next_generation();
-            let used = self.uses;
-            self.insert(
-                tgid,
-                Space {
-                    generation,
-                    mappings: Arc::default(),
-                    is_complete: false,
-                    start_boot_ns: None,
-                    exited_mono_ns: None,
-                    used,
-                },
-            );
-        }
-        let spaces = self.spaces.entry(tgid).or_default();
-        spaces.last_mut().expect("a space was inserted above unless there was one")
+        self.spaces.get(&tgid)?.last().filter(|space| space.until_mono_ns.is_none())
     }
 
     fn insert(&mut self, tgid: u32, space: Space) {
@@ -445,19 +450,29 @@ fn tidy(mut mappings: Vec<Mapping>) -> (Vec<Mapping>, u64) {
 
 /// Mappings and start of a live process. A `start_boot_ns` other than 0 must be its start.
 fn read_maps(tgid: u32, start_boot_ns: u64) -> Result<(Vec<Mapping>, u64), Missing> {
-    let missing = |error: std::io::Error| match error.kind() {
-        std::io::ErrorKind::PermissionDenied => Missing::NotPermitted,
+    let mut mappings = read_maps_at(&format!("/proc/{tgid}/maps"))?;
+    if mappings.is_empty() {
+        // The first thread ended before the others; they still have the address space.
+        let tasks = fs::read_dir(format!("/proc/{tgid}/task")).into_iter().flatten().flatten();
+        let of_task = |task: fs::DirEntry| read_maps_at(&task.path().join("maps").to_string_lossy()).ok();
+        mappings = tasks.filter_map(of_task).find(|mappings| !mappings.is_empty()).ok_or(Missing::Gone)?;
+    }
+    // Afterwards: the number may have been another process's when it was opened.
+    let start = start_time::of_process(tgid).ok_or(Missing::Gone)?;
+    if start_boot_ns != 0 && start.abs_diff(start_boot_ns) >= START_SLACK_NS {
+        return Err(Missing::Reused);
+    }
+    Ok((mappings, if start_boot_ns == 0 { start } else { start_boot_ns }))
+}
+
+fn read_maps_at(path: &str) -> Result<Vec<Mapping>, Missing> {
+    let missing = |error: io::Error| match error.kind() {
+        io::ErrorKind::PermissionDenied => Missing::NotPermitted,
         _ => Missing::Gone,
     };
     let mut text = Vec::new();
-    let file = File::open(PathBuf::from(format!("/proc/{tgid}/maps"))).map_err(missing)?;
-    file.take(MAPS_BYTES_MAX).read_to_end(&mut text).map_err(missing)?;
-    // Afterwards: the file stays that of the process it was opened for, so its start must be that one's too.
-    let start = start_time::of_process(tgid).ok_or(Missing::Gone)?;
-    if start_boot_ns != 0 && start.abs_diff(start_boot_ns) >= start_time::STEP_NS {
-        return Err(Missing::Reused);
-    }
-    Ok((parse(&text), if start_boot_ns == 0 { start } else { start_boot_ns }))
+    File::open(path).map_err(missing)?.take(MAPS_BYTES_MAX).read_to_end(&mut text).map_err(missing)?;
+    Ok(parse(&text))
 }
 
 /// Executable mappings of a `/proc/PID/maps`. Lines of another shape are skipped.
