@@ -106,7 +106,7 @@ impl Log {
         Ok(Log::parse(&text))
     }
 
-    fn parse(text: &str) -> Log {
+    pub fn parse(text: &str) -> Log {
         let mut log =
             Log { header: Header::default(), lines: Vec::new(), summary: None, defects: Vec::new() };
         let mut stacks = std::collections::HashSet::new();

@@ -13,6 +13,7 @@ mod check;
 mod coverage;
 mod log;
 mod namespace;
+mod planted;
 mod play;
 mod run;
 mod scenarios;
@@ -41,7 +42,8 @@ fn main() -> ExitCode {
     }
     let args = Arguments::from_args();
     let rungs = std::env::var("PORTWATCH_RUNGS").unwrap_or_else(|_| RUNGS.to_owned());
-    let trials = rungs.split(',').flat_map(|rung| trials(rung.trim(), &args)).collect();
+    let mut trials: Vec<_> = rungs.split(',').flat_map(|rung| trials(rung.trim(), &args)).collect();
+    trials.push(Trial::test("planted_faults_are_found", || Ok(planted::faults_are_found().map(drop)?)));
     let conclusion = libtest_mimic::run(&args, trials);
     for skipped in SKIPPED.lock().expect("no test panicked with it").iter() {
         println!("SKIP {skipped}");

@@ -15,7 +15,7 @@ use crate::play;
 use crate::scenarios::Scenario;
 use crate::tracer::{Ended, NotStarted, Tracer};
 use crate::truth::{Kind, Truth};
-use crate::{check, wait, whole};
+use crate::{check, planted, wait, whole};
 
 /// Scenarios at a time: most of them wait for the kernel.
 const AT_A_TIME: usize = 3;
@@ -75,9 +75,12 @@ impl Run {
             return Ok(Outcome::Skipped(reason.clone()));
         }
         let mut problems = check_counters(truth, counters);
-        if let Some(traced) = &self.traced {
-            let log = &traced.ended.as_ref().map_err(Clone::clone)?.log;
-            problems.extend(check::stories(&self.rung, log, *netns, &truth.stories));
+        match &self.traced {
+            Some(traced) => {
+                let log = &traced.ended.as_ref().map_err(Clone::clone)?.log;
+                problems.extend(check::stories(&self.rung, log, *netns, &truth.stories));
+            }
+            None => problems.extend(planted::found_in_perfect_log(&truth.stories)),
         }
         report(problems)
     }
