@@ -37,7 +37,15 @@ pub fn stories(rung: &str, log: &Log, netns: u64, stories: &[Story]) -> Vec<Stri
 }
 
 /// What holds are told apart by before time is: first kind of line, call, own port, peer's port.
-type Place = (Kind, String, Option<u16>, Option<u16>);
+type Place = (Kind, Option<String>, Option<u16>, Option<u16>);
+
+/// Lines of a connection do not say `how`; those of a bind know no peer.
+fn place(kind: Kind, how: &str, port: Option<u16>, port_remote: Option<u16>) -> Place {
+    let is_of_connection =
+        matches!(kind, Kind::Established | Kind::TimeWait | Kind::Closed | Kind::PortReleased);
+    let has_peer = is_of_connection || how == How::Connect.name();
+    (kind, (!is_of_connection).then(|| how.to_owned()), port, port_remote.filter(|_| has_peer))
+}
 
 fn holds_by_place(log: &Log, netns: u64) -> HashMap<Place, Vec<Vec<&Line>>> {
     let mut holds: HashMap<&str, Vec<&Line>> = HashMap::new();
@@ -47,10 +55,9 @@ fn holds_by_place(log: &Log, netns: u64) -> HashMap<Place, Vec<Vec<&Line>>> {
     let mut by_place: HashMap<Place, Vec<Vec<&Line>>> = HashMap::new();
     for hold in holds.into_values() {
         let first = hold[0];
-        let how = first.how.clone().unwrap_or_default();
-        let peer = if how == "connect" { first.rport } else { None };
         let kind = first.kind().expect("only events are kept");
-        by_place.entry((kind, how, first.lport, peer)).or_default().push(hold);
+        let how = first.how.as_deref().unwrap_or_default();
+        by_place.entry(place(kind, how, first.lport, first.rport)).or_default().push(hold);
     }
     by_place
 }
@@ -58,8 +65,9 @@ fn holds_by_place(log: &Log, netns: u64) -> HashMap<Place, Vec<Vec<&Line>>> {
 /// Nothing: the rung shows nothing of this story.
 fn place_of_story(rung: &str, story: &Story) -> Option<Place> {
     let first = story.events.iter().find(|event| coverage::of(rung, story, event) != Seen::Absent)?;
-    let peer = if story.how == How::Connect { story.peer.map(|peer| peer.port()) } else { None };
-    Some((first.kind(), story.how.name().to_owned(), story.port, peer))
+    // The failure of a bound socket's connect is a connect's.
+    let how = if first.kind() == Kind::ConnectFailed { How::Connect } else { story.how };
+    Some(place(first.kind(), how.name(), story.port, story.peer.map(|peer| peer.port())))
 }
 
 /// When the hold or attempt began, in the clock of the stories.

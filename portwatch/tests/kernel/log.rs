@@ -97,6 +97,8 @@ pub struct Summary {
     pub ended_by: String,
     #[serde(default)]
     pub complete: bool,
+    #[serde(default)]
+    pub duration_ns: u64,
 }
 
 impl Log {

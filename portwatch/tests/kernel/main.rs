@@ -11,6 +11,7 @@
 
 mod check;
 mod coverage;
+mod flags;
 mod log;
 mod namespace;
 mod planted;
@@ -71,7 +72,10 @@ fn trials(rung: &str, args: &Arguments) -> Vec<Trial> {
         }));
     }
     let all = Arc::clone(&all);
-    trials.push(trial(rung, "log_is_whole", move || with_run(&shared, rung, &all, Run::check_log)));
+    if rung != UNTRACED {
+        trials.push(trial(rung, "log_is_whole", move || with_run(&shared, rung, &all, Run::check_log)));
+        trials.extend(flags::TESTS.iter().map(|&(name, test)| trial(rung, name, move || test(rung))));
+    }
     trials
 }
 
