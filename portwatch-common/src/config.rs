@@ -58,6 +58,9 @@ pub struct Offsets {
     pub task_files: u32,
     pub task_stack: u32,
     pub task_cgroups: u32,
+    pub task_signal: u32,
+    /// `struct signal_struct`, `live`: threads that have not exited.
+    pub signal_live: u32,
     // struct pid
     pub pid_level: u32,
     pub pid_numbers: u32,

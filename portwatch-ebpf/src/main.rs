@@ -1,7 +1,32 @@
+//! The kernel side of portwatch: an index of hooks, and nothing else.
+//!
+//! Every hook has one body, `observe_*` in `hooks/`, that works on plain addresses; the programs below are doors
+//! to it, one per rung that can carry the hook. The loader picks the rung and loads only its doors.
+
 #![no_std]
 #![no_main]
-#[cfg(not(test))]
+// For one atomic add, see `counters`.
+#![feature(asm_experimental_arch)]
+
+mod counters;
+mod emit;
+mod filter;
+mod hooks;
+mod life;
+mod maps;
+mod owner;
+mod read;
+mod settings;
+mod slot;
+mod sock;
+mod stack;
+
+/// The verifier refuses any program that could reach it.
 #[panic_handler]
-fn panic(_: &core::panic::PanicInfo) -> ! {
+fn panic(_info: &core::panic::PanicInfo) -> ! {
     loop {}
 }
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -104,8 +104,10 @@ pub struct PortReleased {
     pub confidence: u8,
     /// Non-zero when nobody asked for this event: it only ends the `socket_id` and is not counted.
     pub is_silent: u8,
+    /// Non-zero when the socket was listening.
+    pub was_listening: u8,
     /// Zero.
-    pub reserved: [u8; 5],
+    pub reserved: [u8; 4],
 }
 
 const _: () = assert!(size_of::<PortReleased>() == 40);

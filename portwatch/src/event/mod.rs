@@ -4,6 +4,8 @@
 //! connection and its TIME_WAIT to its release. Nothing here is serialisable: the event log has structs of
 //! its own ([`crate::output::json`]), and these stay free to change.
 
+pub mod decode;
+
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -50,12 +52,12 @@ pub enum What {
     Closed {
         closer: Option<Closer>,
         traffic: Traffic,
-        held_ns: u64,
+        held_ns: Option<u64>,
         closed_by: Option<u32>,
     },
     PortReleased {
         reason: Reason,
-        held_ns: u64,
+        held_ns: Option<u64>,
     },
 }
 

@@ -1,0 +1,312 @@
+//! The only writer of the ring buffer, and the only place that counts events.
+//!
+//! No record wakes the reader, which drains on a timer, but for failures and new stacks, and those not more
+//! often than [`WAKE_INTERVAL_NS`] per CPU: a wake-up costs twenty times what a record does.
+
+use core::mem::MaybeUninit;
+
+use portwatch_common::counters::miss;
+use portwatch_common::limits::STACK_FRAMES_MAX;
+use portwatch_common::wire::{self, EVENT_KINDS, Header, WIRE_VERSION, confidence, kind};
+use zerocopy::{Immutable, IntoBytes};
+
+use crate::counters;
+use crate::maps::{EVENTS, LAST_WAKE};
+use crate::settings::setting;
+use crate::slot::{Slot, flags};
+
+const NO_WAKEUP: u64 = aya_ebpf::bindings::BPF_RB_NO_WAKEUP as u64;
+const FORCE_WAKEUP: u64 = aya_ebpf::bindings::BPF_RB_FORCE_WAKEUP as u64;
+
+/// See the module's text.
+const WAKE_INTERVAL_NS: u64 = 10_000_000;
+
+/// The flags for a record that is worth a wake-up, if there was none lately.
+#[inline(always)]
+fn wake_sometimes(now_ns: u64) -> u64 {
+    let Some(last) = LAST_WAKE.get_ptr_mut(0) else { return NO_WAKEUP };
+    // SAFETY: this CPU's map value. A race costs a wake-up, or saves one.
+    unsafe {
+        if now_ns.wrapping_sub(last.read()) < WAKE_INTERVAL_NS {
+            return NO_WAKEUP;
+        }
+        last.write(now_ns);
+    }
+    FORCE_WAKEUP
+}
+
+/// Writes one record. The bound keeps padding, and with it stale kernel bytes, out of the buffer.
+#[inline(always)]
+fn write<R: IntoBytes + Immutable + 'static>(wake: u64, fill: impl FnOnce(*mut R)) -> bool {
+    let Some(mut entry) = EVENTS.reserve::<R>(0) else { return false };
+    fill(MaybeUninit::as_mut_ptr(&mut entry));
+    entry.submit(wake);
+    true
+}
+
+#[inline(always)]
+fn header<R>(kind: u16, now_ns: u64) -> Header {
+    Header { version: WIRE_VERSION, kind, size: size_of::<R>() as u32, time_mono_ns: now_ns }
+}
+
+#[inline(always)]
+fn is_wanted(kind: u16) -> bool {
+    setting!(kinds) & (1 << kind) != 0
+}
+
+/// Sends the slot's `Hold` under the given kind. The caller sees to the counting.
+#[inline(always)]
+fn send_hold(slot: &mut Slot, kind: u16, now_ns: u64) -> bool {
+    slot.hold.header = header::<wire::Hold>(kind, now_ns);
+    let source = &raw const slot.hold;
+    // SAFETY: both are whole `Hold`s, and the ring buffer entry is fresh memory.
+    let is_sent = write::<wire::Hold>(NO_WAKEUP, |to| unsafe {
+        core::ptr::copy_nonoverlapping(source.cast::<u64>(), to.cast::<u64>(), size_of::<wire::Hold>() / 8)
+    });
+    if is_sent {
+        slot.flags |= flags::ANNOUNCED;
+    }
+    is_sent
+}
+
+/// Sends one event of a slot, its `Hold` first if user space does not have it yet; counts it either way.
+#[inline(always)]
+fn event<R: IntoBytes + Immutable + 'static>(
+    slot: &mut Slot,
+    kind: u16,
+    is_inferred: bool,
+    wake: u64,
+    now_ns: u64,
+    fill: impl FnOnce(*mut R, Header, u64),
+) -> bool {
+    let is_announced = slot.flags & flags::ANNOUNCED != 0 || send_hold(slot, kind::HOLD, now_ns);
+    let id = slot.hold.socket_id;
+    let is_sent = is_announced && write::<R>(wake, |to| fill(to, header::<R>(kind, now_ns), id));
+    count(kind, is_inferred, is_sent, miss::RING_FULL);
+    is_sent
+}
+
+/// An event that was deduced stands outside of happened = sent + missed, unless it was missed.
+#[inline(always)]
+fn count(kind: u16, is_inferred: bool, is_sent: bool, reason: usize) {
+    counters::happened(kind, is_inferred && is_sent);
+    if !is_sent {
+        counters::missed(kind, reason);
+    }
+}
+
+/// Events of this slot go nowhere.
+#[inline(always)]
+fn is_silent(slot: &Slot) -> bool {
+    slot.flags & (flags::IS_SELF | flags::AWAITS_PEER) != 0
+}
+
+/// The slot got its port.
+#[inline(always)]
+pub fn port_allocated(slot: &mut Slot, now_ns: u64) {
+    if is_silent(slot) || slot.flags & flags::ALLOCATION_TOLD != 0 {
+        return;
+    }
+    slot.flags |= flags::ALLOCATION_TOLD;
+    if !is_wanted(kind::PORT_ALLOCATED) {
+        return;
+    }
+    let is_sent = send_hold(slot, kind::PORT_ALLOCATED, now_ns);
+    count(kind::PORT_ALLOCATED, slot.hold.confidence != confidence::EXACT, is_sent, miss::RING_FULL);
+}
+
+/// A connect, bind or listen of the slot failed. `kind` is `CONNECT_FAILED` or `BIND_FAILED`.
+#[inline(always)]
+pub fn failed(slot: &mut Slot, kind: u16, errno: u32, failed_flags: u32, now_ns: u64) {
+    if is_silent(slot) || !is_wanted(kind) {
+        return;
+    }
+    let endpoints = &raw const slot.hold.endpoints;
+    let is_inferred = failed_flags & wire::failed_flags::INFERRED != 0;
+    event::<wire::Failed>(slot, kind, is_inferred, wake_sometimes(now_ns), now_ns, |to, header, id| {
+        // SAFETY: fresh memory of the ring buffer; `endpoints` is a part of the slot.
+        unsafe {
+            (&raw mut (*to).header).write(header);
+            (&raw mut (*to).socket_id).write(id);
+            (&raw mut (*to).errno).write(errno);
+            (&raw mut (*to).flags).write(failed_flags);
+            copy_endpoints(endpoints, &raw mut (*to).endpoints);
+        }
+    });
+}
+
+#[inline(always)]
+pub fn established(slot: &mut Slot, now_ns: u64) {
+    if is_silent(slot) || !is_wanted(kind::ESTABLISHED) {
+        return;
+    }
+    let endpoints = &raw const slot.hold.endpoints;
+    let connect_ns = slot.connect_ns;
+    event::<wire::Established>(slot, kind::ESTABLISHED, false, NO_WAKEUP, now_ns, |to, header, id| {
+        // SAFETY: as above.
+        unsafe {
+            (&raw mut (*to).header).write(header);
+            (&raw mut (*to).socket_id).write(id);
+            (&raw mut (*to).connect_ns).write(connect_ns);
+            copy_endpoints(endpoints, &raw mut (*to).endpoints);
+        }
+    });
+}
+
+#[inline(always)]
+pub fn time_wait(slot: &mut Slot, substate: u8, confidence: u8, traffic: (u64, u64), now_ns: u64) {
+    if is_silent(slot) || !is_wanted(kind::TIME_WAIT) {
+        return;
+    }
+    let (connect_ns, closer) = (slot.connect_ns, slot.closer);
+    let is_inferred = confidence != confidence::EXACT;
+    event::<wire::TimeWait>(
+        slot,
+        kind::TIME_WAIT,
+        is_inferred,
+        NO_WAKEUP,
+        now_ns,
+        |to, header, socket_id| {
+            let record = wire::TimeWait {
+                header,
+                socket_id,
+                bytes_sent: traffic.0,
+                bytes_received: traffic.1,
+                connect_ns,
+                substate,
+                closer,
+                confidence,
+                reserved: [0; 5],
+            };
+            // SAFETY: as above.
+            unsafe { to.write(record) }
+        },
+    );
+}
+
+#[inline(always)]
+pub fn closed(slot: &mut Slot, state_before: u8, traffic: (u64, u64), now_ns: u64) {
+    if is_silent(slot) || !is_wanted(kind::CLOSED) {
+        return;
+    }
+    let (connect_ns, closer, closed_by_tgid) = (slot.connect_ns, slot.closer, slot.closed_by_tgid);
+    let held_ns = held(slot.allocated_ns, now_ns);
+    event::<wire::Closed>(slot, kind::CLOSED, false, NO_WAKEUP, now_ns, |to, header, socket_id| {
+        let record = wire::Closed {
+            header,
+            socket_id,
+            held_ns,
+            bytes_sent: traffic.0,
+            bytes_received: traffic.1,
+            connect_ns,
+            closed_by_tgid,
+            closer,
+            state_before,
+            reserved: 0,
+        };
+        // SAFETY: as above.
+        unsafe { to.write(record) }
+    });
+}
+
+/// The slot's port is free; ends the hold.
+#[inline(always)]
+pub fn port_released(slot: &mut Slot, reason: u8, now_ns: u64) {
+    slot.flags &= !(flags::HAS_PORT | flags::PORT_PUT);
+    if is_silent(slot) {
+        return;
+    }
+    let is_wanted = is_wanted(kind::PORT_RELEASED);
+    let is_announced = slot.flags & flags::ANNOUNCED != 0;
+    // Whoever knows the hold must hear of its end, or would remember it for ever.
+    if is_announced || (is_wanted && send_hold(slot, kind::HOLD, now_ns)) {
+        let held_ns = held(slot.allocated_ns, now_ns);
+        let was_listening = slot.flags & flags::IS_LISTENING != 0;
+        let end = End { socket_id: slot.hold.socket_id, held_ns, reason, was_listening };
+        release(end, is_wanted, miss::RING_FULL, now_ns);
+    } else if is_wanted {
+        count(kind::PORT_RELEASED, false, false, miss::RING_FULL);
+    }
+    slot.flags &= !(flags::ANNOUNCED | flags::ALLOCATION_TOLD);
+}
+
+/// How a hold ended.
+pub struct End {
+    pub socket_id: u64,
+    pub held_ns: u64,
+    /// One of [`wire::reason`].
+    pub reason: u8,
+    pub was_listening: bool,
+}
+
+/// Tells the end of a hold that user space knows, or need not know, by its id alone.
+#[inline(always)]
+pub fn release(end: End, is_wanted: bool, miss_reason: usize, now_ns: u64) {
+    let is_sent = write::<wire::PortReleased>(NO_WAKEUP, |to| {
+        let record = wire::PortReleased {
+            header: header::<wire::PortReleased>(kind::PORT_RELEASED, now_ns),
+            socket_id: end.socket_id,
+            held_ns: end.held_ns,
+            reason: end.reason,
+            confidence: confidence::EXACT,
+            is_silent: !is_wanted as u8,
+            was_listening: end.was_listening as u8,
+            reserved: [0; 4],
+        };
+        // SAFETY: as above.
+        unsafe { to.write(record) }
+    });
+    if is_wanted {
+        count(kind::PORT_RELEASED, false, is_sent, miss_reason);
+    }
+}
+
+/// Whether `port_released` is wanted.
+#[inline(always)]
+pub fn wants_releases() -> bool {
+    is_wanted(kind::PORT_RELEASED)
+}
+
+/// Sends a stack. False: there was no room.
+#[inline(always)]
+pub fn stack(
+    stack_id: u64,
+    tgid: u32,
+    count: u32,
+    addresses: *const [u64; STACK_FRAMES_MAX],
+    now_ns: u64,
+) -> bool {
+    write::<wire::Stack>(wake_sometimes(now_ns), |to| {
+        // SAFETY: fresh memory of the ring buffer, written whole; entries past `count` are zeroed.
+        unsafe {
+            (&raw mut (*to).header).write(header::<wire::Stack>(kind::STACK, now_ns));
+            (&raw mut (*to).stack_id).write(stack_id);
+            (&raw mut (*to).tgid).write(tgid);
+            (&raw mut (*to).count).write(count);
+            let from = addresses.cast::<u64>();
+            let into = (&raw mut (*to).addresses).cast::<u64>();
+            for at in 0..STACK_FRAMES_MAX {
+                let address = if (at as u32) < count { from.add(at).read() } else { 0 };
+                into.add(at).write_volatile(address);
+            }
+        }
+    })
+}
+
+/// How long a port was held; 0 when it is not known since when.
+#[inline(always)]
+pub fn held(allocated_ns: u64, now_ns: u64) -> u64 {
+    if allocated_ns == 0 { 0 } else { now_ns.wrapping_sub(allocated_ns) }
+}
+
+/// # Safety
+/// Both must be valid for a whole `Endpoints`.
+#[inline(always)]
+unsafe fn copy_endpoints(from: *const wire::Endpoints, to: *mut wire::Endpoints) {
+    // SAFETY: the caller's.
+    unsafe {
+        core::ptr::copy_nonoverlapping(from.cast::<u64>(), to.cast::<u64>(), size_of::<wire::Endpoints>() / 8)
+    }
+}
+
+const _: () = assert!(EVENT_KINDS <= 32);

@@ -1,0 +1,305 @@
+//! `sock:inet_sock_set_state`, `tcp:tcp_destroy_sock`: state changes of TCP sockets, on every rung.
+//!
+//! Only the change to SYN_SENT is sure to run in the task that connects; every other one may run in whatever
+//! task, softirq or idle loop received a packet, and looks at the socket alone. TIME_WAIT never appears here:
+//! the full socket goes to CLOSE and an entry of another kind lives on.
+
+use aya_ebpf::macros::raw_tracepoint;
+use aya_ebpf::programs::RawTracePointContext;
+use portwatch_common::config::{ABSENT, rung};
+use portwatch_common::counters::hook;
+use portwatch_common::wire::{closer, confidence, failed_flags, how, reason};
+
+use super::now;
+use crate::maps::{CONNECTING, scratch};
+use crate::read::kernel;
+use crate::settings::{offset, setting};
+use crate::slot::{Slot, flags};
+use crate::sock::{Sock, state};
+use crate::{counters, emit, life};
+
+const EADDRNOTAVAIL: u32 = 99;
+const ETIMEDOUT: u32 = 110;
+const EHOSTUNREACH: u32 = 113;
+
+/// Raw arguments: socket, old state, new state.
+#[raw_tracepoint(tracepoint = "inet_sock_set_state")]
+pub fn inet_sock_set_state(ctx: RawTracePointContext) -> i32 {
+    let sk = Sock(ctx.arg(0));
+    let (old, new) = (ctx.arg::<u32>(1) as u8, ctx.arg::<u32>(2) as u8);
+    match new {
+        state::SYN_SENT => {
+            if old == state::CLOSE {
+                connecting(&ctx, sk);
+            }
+        }
+        state::SYN_RECV => {}
+        _ if old != new => changed(sk, old, new),
+        _ => {}
+    }
+    0
+}
+
+/// Raw argument: socket. Only on the tracepoint rung: the others see the port itself being put.
+#[raw_tracepoint(tracepoint = "tcp_destroy_sock")]
+pub fn tcp_destroy_sock(ctx: RawTracePointContext) -> i32 {
+    let sk = Sock(ctx.arg(0));
+    if let Some(slot) = life::slot_of(sk) {
+        if slot.flags & flags::IS_SELF != 0 {
+            counters::self_test_hit(hook::DESTROY_SOCK);
+        }
+        let now_ns = now();
+        settle(sk, slot, now_ns);
+        slot.flags &= !flags::IN_CONNECT;
+        life::released(sk, slot, reason::CLOSED, now_ns);
+    }
+    0
+}
+
+/// A connect begins, in the task that asks for it. Source and destination are known, the port is not yet.
+#[inline(always)]
+fn connecting(ctx: &RawTracePointContext, sk: Sock) {
+    if !sk.is_tcp() {
+        return;
+    }
+    let now_ns = now();
+    if let Some(slot) = life::slot_of(sk) {
+        if slot.flags & flags::HAS_PORT != 0 {
+            connecting_bound(sk, slot, now_ns);
+            return;
+        }
+        settle(sk, slot, now_ns);
+    }
+    let Some(slot) = life::describe(ctx, sk, scratch::CONNECT, how::CONNECT, None, now_ns) else { return };
+    if slot.flags & flags::IS_SELF != 0 {
+        counters::self_test_hit(hook::STATE_SYN_SENT);
+    }
+    // The local port is judged when it is known.
+    slot.hold.endpoints.port_local = 0;
+    if !life::wants_addresses(&slot.hold.endpoints) {
+        life::forget(sk);
+        return;
+    }
+    slot.flags |= flags::IN_CONNECT;
+    slot.stale_sport = sk.sport();
+    life::track(sk, slot);
+    mark_connecting(sk, slot);
+}
+
+/// A bound socket connects. It keeps its hold, and it is now known whether its peer is a wanted one.
+#[inline(always)]
+fn connecting_bound(sk: Sock, slot: &mut Slot, now_ns: u64) {
+    let port = slot.hold.endpoints.port_local;
+    let _ = sk.read_endpoints(&mut slot.hold.endpoints);
+    slot.hold.endpoints.port_local = port;
+    slot.attempt_ns = now_ns;
+    slot.flags &= !flags::FAILURE_TOLD;
+    slot.flags |= flags::IN_CONNECT;
+    slot.stale_sport = sk.sport();
+    mark_connecting(sk, slot);
+    if slot.flags & flags::AWAITS_PEER != 0 {
+        if !life::wants_addresses(&slot.hold.endpoints) {
+            life::forget(sk);
+            return;
+        }
+        slot.flags &= !flags::AWAITS_PEER;
+        slot.hold.flags |= portwatch_common::wire::hold_flags::LATE;
+        emit::port_allocated(slot, now_ns);
+    }
+}
+
+/// A time-wait entry that dies inside this connect was reused by it.
+#[inline(always)]
+fn mark_connecting(sk: Sock, slot: &Slot) {
+    if setting!(rung) == rung::TRACEPOINT {
+        return;
+    }
+    if let Some(connecting) = CONNECTING.get_ptr_mut(0) {
+        // SAFETY: this CPU's map value; a lost race makes a reuse look like a reset.
+        unsafe {
+            (*connecting).pid_tgid = aya_ebpf::helpers::bpf_get_current_pid_tgid();
+            (*connecting).net = sk.net().unwrap_or(0);
+            (*connecting).port_remote = slot.hold.endpoints.port_remote;
+            (*connecting).addr_remote = slot.hold.endpoints.addr_remote;
+        }
+    }
+}
+
+/// Every other change.
+#[inline(always)]
+fn changed(sk: Sock, old: u8, new: u8) {
+    let Some(slot) = life::slot_of(sk) else {
+        unknown_changed(sk, old, new);
+        return;
+    };
+    let now_ns = now();
+    match new {
+        state::ESTABLISHED => established(sk, slot, now_ns),
+        state::LISTEN => slot.flags |= flags::IS_LISTENING,
+        state::CLOSE => {
+            if slot.flags & flags::IS_SELF != 0 {
+                counters::self_test_hit(hook::STATE_CLOSE);
+            }
+            match old {
+                state::SYN_SENT => connect_ended(sk, slot, now_ns),
+                state::LISTEN => leave(sk, slot, now_ns),
+                _ => connection_ended(sk, slot, old, now_ns),
+            }
+        }
+        // The first FIN decides who closed; a FIN that crosses it makes it both.
+        state::FIN_WAIT1 => slot.closer = closer::LOCAL,
+        state::CLOSE_WAIT => slot.closer = closer::REMOTE,
+        state::CLOSING => slot.closer = closer::BOTH,
+        _ => {}
+    }
+}
+
+/// A change of a socket that is not tracked: open before the start, accepted, or not wanted.
+#[inline(always)]
+fn unknown_changed(sk: Sock, old: u8, new: u8) {
+    if new == state::ESTABLISHED {
+        if old == state::SYN_RECV && setting!(accepted) != 0 {
+            let _ = life::accepted(sk, now());
+        }
+        return;
+    }
+    if new == state::LISTEN {
+        return;
+    }
+    let now_ns = now();
+    let Some(slot) = life::adopt(sk, now_ns) else { return };
+    match new {
+        state::CLOSE if old == state::SYN_SENT => connect_ended(sk, slot, now_ns),
+        state::CLOSE if old == state::LISTEN => leave(sk, slot, now_ns),
+        state::CLOSE => connection_ended(sk, slot, old, now_ns),
+        state::FIN_WAIT1 => slot.closer = closer::LOCAL,
+        state::CLOSE_WAIT => slot.closer = closer::REMOTE,
+        state::CLOSING => slot.closer = closer::BOTH,
+        _ => {}
+    }
+}
+
+#[inline(always)]
+fn established(sk: Sock, slot: &mut Slot, now_ns: u64) {
+    if slot.flags & flags::IS_SELF != 0 {
+        counters::self_test_hit(hook::STATE_ESTABLISHED);
+    }
+    if slot.flags & flags::HAS_PORT == 0 {
+        // The handshake was faster than the end of connect().
+        life::allocated_late(sk, slot, sk.sport(), now_ns);
+    } else {
+        let _ = sk.read_endpoints(&mut slot.hold.endpoints);
+    }
+    slot.flags |= flags::WAS_ESTABLISHED;
+    slot.connect_ns = if slot.attempt_ns == 0 { 0 } else { now_ns.wrapping_sub(slot.attempt_ns) };
+    emit::established(slot, now_ns);
+}
+
+/// SYN_SENT to CLOSE: refused, timed out, unreachable, given up, or no port.
+#[inline(always)]
+fn connect_ended(sk: Sock, slot: &mut Slot, now_ns: u64) {
+    let error = sk.error();
+    if setting!(rung) == rung::TRACEPOINT && slot.flags & flags::HAS_PORT == 0 {
+        let sport = sk.sport();
+        if error == 0 && slot.flags & flags::IN_CONNECT != 0 {
+            // Only the end of connect() knows why.
+            return;
+        }
+        if sport != 0 {
+            life::allocated_late(sk, slot, sport, now_ns);
+        }
+    }
+    if error != 0 {
+        life::connect_failed(slot, error, 0, now_ns);
+    } else if slot.flags & flags::IN_CONNECT != 0 {
+        // It failed inside connect(), whose end tells the reason; the port is given back after that.
+        if slot.flags & flags::FAILURE_TOLD == 0 {
+            if is_port_gone(sk, slot) {
+                slot.flags |= flags::PORT_PUT;
+            }
+            return;
+        }
+    } else {
+        life::connect_failed(slot, 0, failed_flags::ABANDONED, now_ns);
+    }
+    leave(sk, slot, now_ns);
+}
+
+/// An attempt of the tracepoint rung whose end no hook told: not a connect() call, say io_uring.
+#[inline(always)]
+fn settle(sk: Sock, slot: &mut Slot, now_ns: u64) {
+    if setting!(rung) != rung::TRACEPOINT
+        || slot.flags & (flags::HAS_PORT | flags::FAILURE_TOLD) != 0
+        || slot.flags & flags::IN_CONNECT == 0
+    {
+        return;
+    }
+    let sport = sk.sport();
+    if sport != 0 && sport != slot.stale_sport {
+        life::allocated_late(sk, slot, sport, now_ns);
+        life::connect_failed(slot, 0, failed_flags::ABANDONED | failed_flags::INFERRED, now_ns);
+    } else {
+        life::connect_failed(slot, EADDRNOTAVAIL, failed_flags::INFERRED, now_ns);
+    }
+}
+
+/// The full socket of a connection is gone. A time-wait entry may live on.
+#[inline(always)]
+fn connection_ended(sk: Sock, slot: &mut Slot, old: u8, now_ns: u64) {
+    let error = sk.error();
+    let traffic = sk.traffic();
+    let has_entry = slot.flags & flags::HAS_TIME_WAIT != 0;
+    let may_have_entry = old == state::FIN_WAIT2 || old == state::CLOSING;
+    let mut is_deduced = false;
+    if setting!(rung) == rung::TRACEPOINT && may_have_entry && error == 0 && has_room_for_time_wait(sk) {
+        emit::time_wait(slot, 0, confidence::INFERRED, traffic, now_ns);
+        is_deduced = true;
+    }
+    let is_orderly = has_entry
+        || is_deduced
+        || (old == state::LAST_ACK && error == 0)
+        || slot.release_reason == reason::TW_OVERFLOW
+        || (may_have_entry && error == 0 && setting!(rung) == rung::TRACEPOINT);
+    if !is_orderly && !matches!(error, ETIMEDOUT | EHOSTUNREACH) {
+        slot.closer = closer::RESET;
+    }
+    emit::closed(slot, old, traffic, now_ns);
+    if has_entry || is_deduced {
+        life::forget(sk);
+        return;
+    }
+    if setting!(rung) == rung::TRACEPOINT && may_have_entry && error == 0 {
+        slot.release_reason = reason::TW_OVERFLOW;
+    }
+    leave(sk, slot, now_ns);
+}
+
+/// The socket is in CLOSE and the hold ends, unless the port was asked for by number: then it stays until the end
+/// of the socket.
+#[inline(always)]
+fn leave(sk: Sock, slot: &mut Slot, now_ns: u64) {
+    if slot.flags & flags::HAS_PORT == 0 || is_port_gone(sk, slot) {
+        life::released(sk, slot, reason::CLOSED, now_ns);
+    } else {
+        slot.flags &= !flags::WAS_ESTABLISHED;
+    }
+}
+
+/// Whether the kernel has put the port: just before it reports CLOSE, unless it was asked for by number.
+#[inline(always)]
+fn is_port_gone(sk: Sock, slot: &Slot) -> bool {
+    slot.flags & flags::PORT_PUT != 0 || sk.num() == 0
+}
+
+/// Whether the namespace's time-wait table has room. At its limit an entry may or may not have been made.
+#[inline(always)]
+fn has_room_for_time_wait(sk: Sock) -> bool {
+    if offset!(net_death_row) == ABSENT {
+        return true;
+    }
+    let Some(net) = sk.net() else { return true };
+    let row = net + offset!(net_death_row) as u64;
+    let count: u32 = kernel(row, offset!(death_row_count)).unwrap_or(0);
+    let most: u32 = kernel(row, offset!(death_row_max)).unwrap_or(u32::MAX);
+    count.wrapping_sub(offset!(death_row_bias)) < most
+}

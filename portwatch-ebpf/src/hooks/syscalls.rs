@@ -1,0 +1,195 @@
+//! `syscalls:sys_exit_{connect,bind,listen}`: what the tracepoint rung knows of the calls themselves.
+//!
+//! The arguments are read from the task's saved registers, which still hold them at exit: so one program a call is
+//! enough, and there is no map of calls under way. The port is read from the socket behind the descriptor.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::task_struct;
+use aya_ebpf::helpers::generated::{bpf_get_current_task_btf, bpf_task_pt_regs};
+use aya_ebpf::macros::tracepoint;
+use aya_ebpf::programs::TracePointContext;
+use portwatch_common::counters::hook;
+use portwatch_common::wire::{failed_flags, how, kind, reason};
+
+use super::now;
+use crate::maps::scratch;
+use crate::owner::current_task;
+use crate::read::{kernel, kernel_pointer};
+use crate::settings::{offset, setting};
+use crate::slot::flags;
+use crate::sock::{Sock, Sockaddr, state};
+use crate::{counters, emit, life, owner};
+
+const EINTR: i32 = 4;
+const EALREADY: i32 = 114;
+const EINPROGRESS: i32 = 115;
+const EISCONN: i32 = 106;
+/// Never seen by programs: the call is restarted, or ends as EINTR.
+const ERESTARTSYS: i32 = 512;
+
+const S_IFMT: u16 = 0o170000;
+const S_IFSOCK: u16 = 0o140000;
+
+/// Offset of the return value in the tracepoint's record. Source: `format` of every `syscalls:sys_exit_*`, 5.10 to 7.2.
+const RET: usize = 16;
+
+#[tracepoint]
+pub fn sys_exit_connect(ctx: TracePointContext) -> u32 {
+    super::done(connect(&ctx))
+}
+
+#[tracepoint]
+pub fn sys_exit_bind(ctx: TracePointContext) -> u32 {
+    super::done(bind(&ctx))
+}
+
+#[tracepoint]
+pub fn sys_exit_listen(ctx: TracePointContext) -> u32 {
+    super::done(listen(&ctx))
+}
+
+/// First two arguments of the system call that the running task is leaving, and its result.
+#[inline(always)]
+fn call(ctx: &TracePointContext) -> Option<(u32, u64, i32)> {
+    let ret: i64 = kernel(ctx.as_ptr() as u64, RET as u32)?;
+    let regs = saved_registers()?;
+    // rdi and rsi of struct pt_regs.
+    Some((kernel(regs, 112)?, kernel(regs, 104)?, ret as i32))
+}
+
+/// `struct pt_regs *` of the system call.
+#[inline(always)]
+fn saved_registers() -> Option<u64> {
+    if setting!(has_task_pt_regs) != 0 {
+        // SAFETY: the task is the running one.
+        let regs = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf().cast::<task_struct>()) };
+        return Some(regs as u64);
+    }
+    // Kernels without the helper (before 5.15) keep them at the end of a 16 KiB stack.
+    const THREAD_SIZE: u64 = 16384;
+    const PT_REGS_SIZE: u64 = 168;
+    Some(kernel_pointer(current_task(), offset!(task_stack))? + THREAD_SIZE - PT_REGS_SIZE)
+}
+
+/// The TCP socket behind a descriptor of the running task.
+#[inline(always)]
+fn tcp_sock(fd: u32) -> Option<Sock> {
+    let files = kernel_pointer(current_task(), offset!(task_files))?;
+    let table = kernel_pointer(files, offset!(files_fdt))?;
+    if fd >= kernel(table, offset!(fdt_max_fds))? {
+        return None;
+    }
+    let array = kernel_pointer(table, offset!(fdt_fd))?;
+    let file = kernel_pointer(array + fd as u64 * 8, 0)?;
+    let inode = kernel_pointer(file, offset!(file_inode))?;
+    if kernel::<u16>(inode, offset!(inode_mode))? & S_IFMT != S_IFSOCK {
+        return None;
+    }
+    let socket = kernel_pointer(file, offset!(file_private_data))?;
+    let sk = Sock(kernel_pointer(socket, offset!(socket_sk))?);
+    sk.is_tcp().then_some(sk)
+}
+
+#[inline(always)]
+fn connect(ctx: &TracePointContext) -> Option<()> {
+    let (fd, address, ret) = call(ctx)?;
+    let sk = tcp_sock(fd)?;
+    let now_ns = now();
+    if let Some(slot) = life::slot_of(sk) {
+        if slot.flags & flags::IS_SELF != 0 {
+            counters::self_test_hit(hook::EXIT_CONNECT);
+        }
+        if slot.flags & flags::IN_CONNECT != 0 {
+            slot.flags &= !flags::IN_CONNECT;
+            if is_failure(ret) {
+                if slot.flags & flags::FAILURE_TOLD == 0 {
+                    failed_inside(sk, slot, -ret as u32, now_ns);
+                }
+                if slot.flags & flags::HAS_PORT == 0 {
+                    life::forget(sk);
+                } else if slot.flags & flags::PORT_PUT != 0 {
+                    life::released(sk, slot, reason::CLOSED, now_ns);
+                }
+            } else if slot.flags & flags::HAS_PORT == 0 {
+                match sk.num() {
+                    0 => life::forget(sk),
+                    port => life::allocated_late(sk, slot, port, now_ns),
+                }
+            }
+            return Some(());
+        }
+        // A further connect() that only collects the result of the first: that was told already.
+        if !is_failure(ret) || slot.flags & (flags::FAILURE_TOLD | flags::AWAITS_PEER) != 0 {
+            return None;
+        }
+    }
+    if is_failure(ret) && sk.state() == Some(state::CLOSE) && sk.error() == 0 {
+        failed_early(ctx, sk, address, -ret as u32, now_ns);
+    }
+    Some(())
+}
+
+/// connect() failed after SYN_SENT without an error on the socket: no port, or no memory for the SYN.
+#[inline(always)]
+fn failed_inside(sk: Sock, slot: &mut crate::slot::Slot, errno: u32, now_ns: u64) {
+    const EADDRNOTAVAIL: u32 = 99;
+    let sport = sk.sport();
+    if slot.flags & flags::HAS_PORT == 0 && errno != EADDRNOTAVAIL && sport != 0 && sport != slot.stale_sport
+    {
+        life::allocated_late(sk, slot, sport, now_ns);
+        slot.flags |= flags::PORT_PUT;
+    }
+    life::connect_failed(slot, errno, 0, now_ns);
+}
+
+/// A connect that failed before it reached SYN_SENT.
+#[inline(always)]
+fn failed_early(ctx: &TracePointContext, sk: Sock, address: u64, errno: u32, now_ns: u64) -> Option<()> {
+    let peer = Sockaddr::from_user(address)?;
+    let slot = life::describe(ctx, sk, scratch::CONNECT_FAILED, how::CONNECT, Some(&peer), now_ns)?;
+    if life::wants_addresses(&slot.hold.endpoints) {
+        emit::failed(slot, kind::CONNECT_FAILED, errno, failed_flags::FINAL, now_ns);
+    }
+    Some(())
+}
+
+#[inline(always)]
+fn is_failure(ret: i32) -> bool {
+    ret < 0 && !matches!(-ret, EINPROGRESS | EALREADY | EISCONN | EINTR) && -ret < ERESTARTSYS
+}
+
+#[inline(always)]
+fn bind(ctx: &TracePointContext) -> Option<()> {
+    let (fd, address, ret) = call(ctx)?;
+    let sk = tcp_sock(fd)?;
+    if is_self() {
+        counters::self_test_hit(hook::EXIT_BIND);
+    }
+    if ret < 0 {
+        let requested = Sockaddr::from_user(address)?;
+        return life::bind_failed(ctx, sk, scratch::BIND_FAILED, Some(requested), -ret as u32, now());
+    }
+    // IP_BIND_ADDRESS_NO_PORT leaves the port to connect().
+    if sk.num() == 0 {
+        return None;
+    }
+    life::bound(ctx, sk, scratch::GET_PORT, how::BIND, now())
+}
+
+#[inline(always)]
+fn listen(ctx: &TracePointContext) -> Option<()> {
+    let (fd, _, ret) = call(ctx)?;
+    let sk = tcp_sock(fd)?;
+    if is_self() {
+        counters::self_test_hit(hook::EXIT_LISTEN);
+    }
+    if ret < 0 {
+        return life::bind_failed(ctx, sk, scratch::LISTEN_FAILED, None, -ret as u32, now());
+    }
+    life::bound(ctx, sk, scratch::GET_PORT, how::LISTEN, now())
+}
+
+#[inline(always)]
+fn is_self() -> bool {
+    owner::current_ids().0 == setting!(self_tgid)
+}

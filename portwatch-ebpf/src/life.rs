@@ -1,0 +1,249 @@
+//! The life of a slot: begun, allocated, failed, ended. The hooks decide when, this decides what follows.
+
+use aya_ebpf::EbpfContext;
+use portwatch_common::counters::miss;
+use portwatch_common::wire::{self, Endpoints, confidence, failed_flags, how, kind, reason};
+
+use crate::maps::{PREEXISTING, SLOT_SCRATCH, SOCKETS, scratch};
+use crate::settings::setting;
+use crate::slot::{Slot, flags};
+use crate::sock::Sock;
+use crate::{counters, emit, filter, owner, stack};
+
+/// The slot of a socket, if it is tracked.
+#[inline(always)]
+pub fn slot_of(sk: Sock) -> Option<&'static mut Slot> {
+    // SAFETY: state changes of one socket are serialised by its lock; the entry is removed only at its end.
+    SOCKETS.get_ptr_mut(sk.0).map(|slot| unsafe { &mut *slot })
+}
+
+/// Forgets a socket.
+#[inline(always)]
+pub fn forget(sk: Sock) {
+    let _ = SOCKETS.remove(sk.0);
+}
+
+/// A name for a hold: unique, because two programs never read the same nanosecond on the same CPU.
+#[inline(always)]
+fn next_id(now_ns: u64) -> u64 {
+    // SAFETY: no arguments.
+    let cpu = unsafe { aya_ebpf::helpers::generated::bpf_get_smp_processor_id() };
+    (now_ns << 10) | (cpu as u64 & 1023)
+}
+
+/// Describes a new attempt of the running task in the scratch slot of `place`: owner, addresses, stack.
+/// Nothing: this run does not want it.
+#[inline(always)]
+pub fn describe<C: EbpfContext>(
+    ctx: &C,
+    sk: Sock,
+    place: u32,
+    how: u8,
+    peer: Option<&crate::sock::Sockaddr>,
+    now_ns: u64,
+) -> Option<&'static mut Slot> {
+    // SAFETY: the scratch entry belongs to this program on this CPU, see `SLOT_SCRATCH`.
+    let slot = unsafe { &mut *SLOT_SCRATCH.get_ptr_mut(place)? };
+    clear(slot);
+    sk.read_endpoints(&mut slot.hold.endpoints)?;
+    if let Some(peer) = peer {
+        slot.hold.endpoints.port_remote = peer.port;
+        slot.hold.endpoints.addr_remote = peer.address;
+    }
+    owner::describe_current(&mut slot.hold.owner);
+    slot.hold.socket_id = next_id(now_ns);
+    slot.hold.how = how;
+    slot.hold.begun_mono_ns = now_ns;
+    slot.attempt_ns = now_ns;
+    if slot.hold.owner.tgid == setting!(self_tgid) && slot.hold.owner.tgid != 0 {
+        slot.flags = flags::IS_SELF;
+        return Some(slot);
+    }
+    if !filter::wants_owner(&slot.hold.owner, slot.hold.endpoints.netns) {
+        return None;
+    }
+    slot.hold.stack_id = stack::take(ctx, place, &slot.hold.owner, now_ns);
+    Some(slot)
+}
+
+/// Zeroes a slot, word by word: `memset` would be a call per byte.
+#[inline(always)]
+fn clear(slot: &mut Slot) {
+    let words = (slot as *mut Slot).cast::<u64>();
+    for at in 0..size_of::<Slot>() / 8 {
+        // SAFETY: inside the slot; all-zero bytes are a valid slot.
+        unsafe { words.add(at).write_volatile(0) }
+    }
+}
+
+/// Judges a slot by its addresses. A bound socket may have to wait for its peer.
+#[inline(always)]
+pub fn wants_addresses(endpoints: &Endpoints) -> bool {
+    filter::wants_peer(endpoints) && wants_addresses_but_peer(endpoints)
+}
+
+#[inline(always)]
+pub fn wants_addresses_but_peer(endpoints: &Endpoints) -> bool {
+    filter::wants_family(endpoints) && (endpoints.port_local == 0 || filter::wants_local(endpoints))
+}
+
+/// Starts to track a described socket.
+#[inline(always)]
+pub fn track(sk: Sock, slot: &Slot) -> bool {
+    let is_tracked = SOCKETS.insert(sk.0, slot, 0).is_ok();
+    if !is_tracked && slot.flags & flags::IS_SELF == 0 {
+        // What the socket does from here on is not seen; that it would have been released is certain.
+        counters::happened(kind::PORT_RELEASED, false);
+        counters::missed(kind::PORT_RELEASED, miss::TABLE_FULL);
+    }
+    is_tracked
+}
+
+/// The slot's socket got a port.
+#[inline(always)]
+pub fn allocated(sk: Sock, slot: &mut Slot, port: u16, now_ns: u64) {
+    let _ = sk.read_endpoints(&mut slot.hold.endpoints);
+    slot.hold.endpoints.port_local = port;
+    slot.flags |= flags::HAS_PORT;
+    slot.allocated_ns = now_ns;
+    if !filter::wants_local(&slot.hold.endpoints) {
+        slot.flags |= flags::AWAITS_PEER; // Never to be told: nothing clears it but a new attempt.
+    }
+    emit::port_allocated(slot, now_ns);
+}
+
+/// The slot's socket got a port some time ago, and it is learned only now.
+#[inline(always)]
+pub fn allocated_late(sk: Sock, slot: &mut Slot, port: u16, now_ns: u64) {
+    slot.hold.flags |= wire::hold_flags::LATE;
+    let begun_ns = slot.attempt_ns;
+    allocated(sk, slot, port, now_ns);
+    slot.allocated_ns = begun_ns;
+}
+
+/// The connect of the slot's socket failed. Tells it once.
+#[inline(always)]
+pub fn connect_failed(slot: &mut Slot, errno: u32, more: u32, now_ns: u64) {
+    if slot.flags & flags::FAILURE_TOLD != 0 {
+        return;
+    }
+    slot.flags |= flags::FAILURE_TOLD;
+    let has_port = slot.flags & flags::HAS_PORT != 0;
+    let last = if has_port { 0 } else { failed_flags::FINAL };
+    emit::failed(slot, kind::CONNECT_FAILED, errno, more | last, now_ns);
+    if !has_port {
+        slot.flags &= !flags::ANNOUNCED;
+    }
+}
+
+/// The slot's port is free again, and with it the slot, unless its task is still inside connect().
+#[inline(always)]
+pub fn released(sk: Sock, slot: &mut Slot, fallback: u8, now_ns: u64) {
+    if slot.flags & flags::HAS_PORT != 0 {
+        let reason = if slot.release_reason != reason::UNKNOWN { slot.release_reason } else { fallback };
+        emit::port_released(slot, reason, now_ns);
+    }
+    if slot.flags & flags::IN_CONNECT == 0 {
+        forget(sk);
+    }
+}
+
+/// A socket got its port by bind or listen in the running task.
+#[inline(always)]
+pub fn bound<C: EbpfContext>(ctx: &C, sk: Sock, place: u32, how: u8, now_ns: u64) -> Option<()> {
+    if slot_of(sk).is_some_and(|slot| slot.flags & flags::HAS_PORT != 0) {
+        return None;
+    }
+    let slot = describe(ctx, sk, place, how, None, now_ns)?;
+    slot.hold.endpoints.port_remote = 0;
+    slot.hold.endpoints.addr_remote = [0; 16];
+    slot.attempt_ns = 0;
+    slot.allocated_ns = now_ns;
+    slot.hold.confidence = confidence::EXACT;
+    slot.flags |= flags::HAS_PORT;
+    if !wants_addresses_but_peer(&slot.hold.endpoints) {
+        return None;
+    }
+    if filter::needs_peer() && how == how::BIND {
+        slot.flags |= flags::AWAITS_PEER;
+    } else if filter::needs_peer() {
+        return None;
+    }
+    if how == how::LISTEN {
+        slot.flags |= flags::IS_LISTENING;
+    }
+    emit::port_allocated(slot, now_ns);
+    track(sk, slot);
+    Some(())
+}
+
+/// A bind or listen of the running task failed; nothing is held by it.
+#[inline(always)]
+pub fn bind_failed<C: EbpfContext>(
+    ctx: &C,
+    sk: Sock,
+    place: u32,
+    requested: Option<crate::sock::Sockaddr>,
+    errno: u32,
+    now_ns: u64,
+) -> Option<()> {
+    let how = if requested.is_some() { how::BIND } else { how::LISTEN };
+    let slot = describe(ctx, sk, place, how, None, now_ns)?;
+    slot.hold.endpoints.port_remote = 0;
+    slot.hold.endpoints.addr_remote = [0; 16];
+    if let Some(requested) = requested {
+        slot.hold.endpoints.port_local = requested.port;
+        slot.hold.endpoints.addr_local = requested.address;
+    }
+    if filter::needs_peer() || !wants_addresses_but_peer(&slot.hold.endpoints) {
+        return None;
+    }
+    let listen = if how == how::LISTEN { failed_flags::LISTEN } else { 0 };
+    emit::failed(slot, kind::BIND_FAILED, errno, failed_flags::FINAL | listen, now_ns);
+    Some(())
+}
+
+/// Takes in a socket that was open before the start, which user space has listed under its cookie.
+#[inline(always)]
+pub fn adopt(sk: Sock, now_ns: u64) -> Option<&'static mut Slot> {
+    let cookie = sk.cookie();
+    if cookie == 0 {
+        return None;
+    }
+    // SAFETY: written by user space, removed only here.
+    let socket_id = unsafe { PREEXISTING.get(cookie) }?.socket_id;
+    // SAFETY: see `SLOT_SCRATCH`.
+    let slot = unsafe { &mut *SLOT_SCRATCH.get_ptr_mut(scratch::ADOPT)? };
+    clear(slot);
+    slot.hold.socket_id = socket_id;
+    slot.hold.begun_mono_ns = now_ns;
+    slot.flags = flags::HAS_PORT | flags::ANNOUNCED | flags::ALLOCATION_TOLD | flags::WAS_ESTABLISHED;
+    sk.read_endpoints(&mut slot.hold.endpoints)?;
+    track(sk, slot);
+    let _ = PREEXISTING.remove(cookie);
+    slot_of(sk)
+}
+
+/// A connection was accepted: nobody asked for its port, and the running task has nothing to do with it.
+#[inline(always)]
+pub fn accepted(sk: Sock, now_ns: u64) -> Option<()> {
+    if !sk.is_tcp() {
+        return None;
+    }
+    // SAFETY: see `SLOT_SCRATCH`.
+    let slot = unsafe { &mut *SLOT_SCRATCH.get_ptr_mut(scratch::ADOPT)? };
+    clear(slot);
+    sk.read_endpoints(&mut slot.hold.endpoints)?;
+    if setting!(filters) & !filter::WITHOUT_OWNER != 0 || !wants_addresses(&slot.hold.endpoints) {
+        return None;
+    }
+    slot.hold.socket_id = next_id(now_ns);
+    slot.hold.how = how::ACCEPT;
+    slot.hold.confidence = confidence::EXACT;
+    slot.hold.begun_mono_ns = now_ns;
+    slot.allocated_ns = now_ns;
+    slot.flags = flags::HAS_PORT | flags::ALLOCATION_TOLD | flags::WAS_ESTABLISHED;
+    emit::established(slot, now_ns);
+    track(sk, slot);
+    Some(())
+}

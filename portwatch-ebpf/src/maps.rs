@@ -1,0 +1,108 @@
+//! Every map: who writes it, who reads it, how big it is, what happens when it is full.
+//! Sizes given here are placeholders of one entry; the loader sets them.
+
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::lpm_trie::LpmTrie;
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
+use portwatch_common::counters::Counters;
+use portwatch_common::limits::PORT_BITMAP_WORDS;
+
+use crate::slot::{InCall, Preexisting, Slot, TimeWaitSlot};
+use crate::stack::StackScratch;
+
+/// All records, in the order they were reserved. Full: the event is counted as missed.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
+
+/// Counts of what happened and what was missed; summed by user space.
+#[map]
+pub static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(1, 0);
+
+/// `struct sock *` → what is known of its hold. A plain hash: eviction would lose owners in silence.
+/// Written at allocation, removed when the hold ends. Full: counted as `TABLE_FULL`.
+#[map]
+pub static SOCKETS: HashMap<u64, Slot> = HashMap::with_max_entries(1, 0);
+
+/// `struct inet_timewait_sock *` → the hold that it took over from a socket. Full: counted as `TABLE_FULL`.
+#[map]
+pub static TIME_WAITS: HashMap<u64, TimeWaitSlot> = HashMap::with_max_entries(1, 0);
+
+/// Socket cookie → socket that was open before the start. Written by user space.
+#[map]
+pub static PREEXISTING: HashMap<u64, Preexisting> = HashMap::with_max_entries(1, 0);
+
+/// Arguments of a function under way, from its kprobe to its kretprobe. Written and removed by those.
+#[map]
+pub static IN_CALL: HashMap<[u64; 2], InCall> = HashMap::with_max_entries(1, 0);
+
+/// Room to build a slot, too big for the program stack. One entry per place that builds one: a program never
+/// runs twice at once on a CPU, but different ones may interrupt each other.
+#[map]
+pub static SLOT_SCRATCH: PerCpuArray<Slot> = PerCpuArray::with_max_entries(scratch::PLACES, 0);
+
+/// Room for the addresses of a stack; likewise.
+#[map]
+pub static STACK_SCRATCH: PerCpuArray<StackScratch> = PerCpuArray::with_max_entries(scratch::PLACES, 0);
+
+/// The connect that is under way on this CPU: a time-wait entry that dies inside it was reused.
+#[map]
+pub static CONNECTING: PerCpuArray<crate::slot::Connecting> = PerCpuArray::with_max_entries(1, 0);
+
+/// When this CPU last woke the reader.
+#[map]
+pub static LAST_WAKE: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// Ids of stacks that user space already has. Least recently used ones fall out and are sent again.
+#[map]
+pub static STACKS_SEEN: LruHashMap<u64, u64> = LruHashMap::with_max_entries(1, 0);
+
+/// `-p`: process → flags, see [`pid_flags`]. Written by user space, and by the fork hook with `-f`.
+#[map]
+pub static PIDS: HashMap<u32, u32> = HashMap::with_max_entries(1, 0);
+
+/// `--uid`
+#[map]
+pub static UIDS: HashMap<u32, u32> = HashMap::with_max_entries(1, 0);
+
+/// `--netns`, by inode number.
+#[map]
+pub static NETNSES: HashMap<u32, u32> = HashMap::with_max_entries(1, 0);
+
+/// `--dport`, one bit per port.
+#[map]
+pub static PORTS_REMOTE: Array<u64> = Array::with_max_entries(PORT_BITMAP_WORDS as u32, 0);
+
+/// `--lport`, one bit per port.
+#[map]
+pub static PORTS_LOCAL: Array<u64> = Array::with_max_entries(PORT_BITMAP_WORDS as u32, 0);
+
+/// `--dst`, IPv4 as IPv4-mapped.
+#[map]
+pub static ADDRS_REMOTE: LpmTrie<[u8; 16], u32> = LpmTrie::with_max_entries(1, 0);
+
+/// `--src`, likewise.
+#[map]
+pub static ADDRS_LOCAL: LpmTrie<[u8; 16], u32> = LpmTrie::with_max_entries(1, 0);
+
+/// `--comm`: for every byte, the elements that accept it; see [`portwatch_common::config::CommGlob`].
+#[map]
+pub static COMM_ACCEPTS: Array<u64> = Array::with_max_entries(256, 0);
+
+/// Places that build a slot or take a stack.
+pub mod scratch {
+    pub const CONNECT: u32 = 0;
+    pub const CONNECT_FAILED: u32 = 1;
+    pub const GET_PORT: u32 = 2;
+    pub const BIND_FAILED: u32 = 3;
+    pub const LISTEN_FAILED: u32 = 4;
+    pub const ADOPT: u32 = 5;
+    pub const PLACES: u32 = 6;
+}
+
+/// Values of [`PIDS`].
+pub mod pid_flags {
+    /// Its own sockets are wanted.
+    pub const SELECTED: u32 = 1 << 0;
+    /// Its children are wanted, from their birth.
+    pub const CHILDREN: u32 = 1 << 1;
+}

@@ -1,0 +1,3 @@
+//! What follows from events. No I/O, no clock: time comes in the events.
+
+pub mod holds;

@@ -1,0 +1,301 @@
+//! From offsets and filters to attached programs: tries the rungs from the best one down.
+
+use std::fmt;
+
+use anyhow::{Context, Result};
+use aya::maps::{HashMap, MapData, RingBuf};
+use aya::{Btf, Ebpf, EbpfLoader};
+use portwatch_common::config::{ABSENT, Config, Offsets};
+use portwatch_common::wire::kind;
+use zerocopy::IntoBytes;
+
+use crate::kernel::offsets::Missing;
+
+use super::attach::{Link, attach, load as load_hook};
+use super::counters::{CountersMap, NotRun, Totals};
+use super::programs::{Hook, Need, PROCESSES, Rung, hooks};
+use super::reader::Reader;
+use super::settings::{KernelFilters, Sizes};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("PORTWATCH_BPF_OBJECT"));
+
+/// What to load.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    /// Only this rung, or the best that works.
+    pub rung: Option<Rung>,
+    pub offsets: Offsets,
+    /// Members that this kernel lacks.
+    pub missing: &'a [Missing],
+    pub filters: &'a KernelFilters,
+    pub sizes: Sizes,
+    /// Bit per [`kind`]: what is wanted.
+    pub kinds: u32,
+    pub accepted: bool,
+    pub stacks: bool,
+    pub verbose: bool,
+    /// Inode of portwatch's PID namespace; `None` when it is the initial one.
+    pub pid_namespace: Option<u32>,
+}
+
+/// A hook that is not attached, and what is not seen without it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disabled {
+    pub hook: &'static str,
+    pub reason: String,
+    pub effect: &'static str,
+}
+
+/// No rung works. One reason per rung that was tried.
+#[derive(Debug)]
+pub struct LoadError {
+    pub reasons: Vec<(Rung, anyhow::Error)>,
+}
+
+impl fmt::Display for LoadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.reasons.as_slice() {
+            [(rung, _)] => write!(f, "cannot trace on rung `{rung}`")?,
+            _ => write!(f, "cannot trace on any rung")?,
+        }
+        for (rung, reason) in &self.reasons {
+            write!(f, "\n  {rung}: {}", one_line(reason))?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for LoadError {}
+
+/// An error and its causes; the verifier's log, if there is one, only in its last lines.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+        let text = match lines.len() {
+            0..=3 => lines.join(" "),
+            n => format!("{} … {}", lines[0], lines[n - 3..].join(" ")),
+        };
+        if !parts.last().is_some_and(|last| last.contains(&text)) {
+            parts.push(text);
+        }
+    }
+    parts.join(": ").escape_debug().to_string()
+}
+
+/// Attached programs and their maps. Dropping it detaches them.
+pub struct Tracing {
+    ebpf: Ebpf,
+    links: Vec<Link>,
+    counters: CountersMap,
+    attached: Vec<(&'static str, u16)>,
+    pub rung: Rung,
+    pub disabled: Vec<Disabled>,
+}
+
+/// Loads and attaches. For the tracepoint rung it must run where tracefs is mounted.
+///
+/// # Errors
+/// When no rung that the plan allows works.
+pub fn load(plan: &Plan<'_>) -> Result<(Tracing, Reader), LoadError> {
+    let mut reasons = Vec::new();
+    for rung in plan.rung.map_or(Rung::ALL.to_vec(), |rung| vec![rung]) {
+        match load_rung(plan, rung) {
+            Ok(tracing) => return Ok(tracing),
+            Err(reason) => reasons.push((rung, reason)),
+        }
+    }
+    Err(LoadError { reasons })
+}
+
+fn load_rung(plan: &Plan<'_>, rung: Rung) -> Result<(Tracing, Reader)> {
+    let btf = match rung {
+        Rung::Fentry => Some(Btf::from_sys_fs().context("cannot read the kernel's type information")?),
+        Rung::Kprobe | Rung::Tracepoint => None,
+    };
+    let mut wanted = hooks(rung);
+    if plan.filters.selects_processes() {
+        wanted.insert(0, PROCESSES);
+    }
+    let mut disabled = Vec::new();
+    let mut usable = Vec::new();
+    for hook in wanted {
+        match lacking(&hook, plan.missing) {
+            None => usable.push(hook),
+            Some(missing) => {
+                disable(&mut disabled, &hook, format!("this kernel has no `{}`", missing.member))?
+            }
+        }
+    }
+
+    let mut ebpf = create(plan, rung)?;
+    plan.filters.fill(&mut ebpf)?;
+    // Everything is loaded before anything is attached: a rung that fails leaves no trace.
+    let mut loaded = Vec::new();
+    for hook in usable {
+        match load_hook(&mut ebpf, &hook, btf.as_ref()) {
+            Ok(()) => loaded.push(hook),
+            Err(error) => {
+                let error = anyhow::Error::from(error)
+                    .context(format!("cannot load the programs for `{}`", hook.name));
+                disable(&mut disabled, &hook, one_line(&error)).map_err(|_| error)?;
+            }
+        }
+    }
+    let mut links = Vec::new();
+    let mut attached = Vec::new();
+    for hook in loaded {
+        match attach(&mut ebpf, &hook) {
+            Ok(more) => {
+                links.extend(more);
+                attached.extend(hook.programs.iter().map(|(program, _)| (*program, hook.kind)));
+            }
+            Err(error) => {
+                let error = anyhow::Error::from(error).context(format!("cannot attach to `{}`", hook.name));
+                disable(&mut disabled, &hook, one_line(&error)).map_err(|_| error)?;
+            }
+        }
+    }
+    let events = ebpf.take_map("EVENTS").context("the kernel programs have no map `EVENTS`")?;
+    let counters = ebpf.take_map("COUNTERS").context("the kernel programs have no map `COUNTERS`")?;
+    let reader = Reader::new(RingBuf::try_from(events)?);
+    let counters = CountersMap::try_from(counters)?;
+    Ok((Tracing { ebpf, links, counters, attached, rung, disabled }, reader))
+}
+
+/// A structure member that the hook needs and this kernel lacks.
+fn lacking<'a>(hook: &Hook, missing: &'a [Missing]) -> Option<&'a Missing> {
+    missing.iter().find(|missing| hook.members.contains(&missing.field))
+}
+
+/// Does without a hook, or fails when the rung is nothing without it.
+fn disable(disabled: &mut Vec<Disabled>, hook: &Hook, reason: String) -> Result<()> {
+    match hook.need {
+        Need::Required => Err(anyhow::anyhow!("hook `{}` is not possible: {reason}", hook.name)),
+        Need::Wanted(effect) => {
+            disabled.push(Disabled { hook: hook.name, reason, effect });
+            Ok(())
+        }
+    }
+}
+
+/// Creates the maps, with the read-only settings filled in.
+fn create(plan: &Plan<'_>, rung: Rung) -> Result<Ebpf> {
+    let config = Config {
+        cgroup_id: plan.filters.cgroup.map_or(0, |(id, _)| id),
+        comm_glob: plan.filters.comm_glob(),
+        rung: rung.number(),
+        filters: plan.filters.bits(),
+        kinds: plan.kinds,
+        pid_ns_inum: plan.pid_namespace.unwrap_or(0),
+        cgroup_level: plan.filters.cgroup.map_or(0, |(_, level)| level),
+        accepted: plan.accepted.into(),
+        stacks: plan.stacks.into(),
+        verbose: plan.verbose.into(),
+        has_task_pt_regs: has_task_pt_regs().into(),
+        self_tgid: std::process::id(),
+    };
+    let log_level = if plan.verbose { log::Level::Debug as u8 } else { 0 };
+    let mut loader = EbpfLoader::new();
+    // Nothing in the object is relocated against the kernel's types: offsets arrive as settings.
+    loader
+        .btf(None)
+        .override_global("OFFSETS", plan.offsets.as_bytes(), true)
+        .override_global("CONFIG", config.as_bytes(), true)
+        .override_global("AYA_LOG_LEVEL", &log_level, false)
+        .map_max_entries("EVENTS", plan.sizes.ring_bytes)
+        .map_max_entries("SOCKETS", plan.sizes.sockets)
+        .map_max_entries("TIME_WAITS", if rung == Rung::Tracepoint { 1 } else { plan.sizes.time_waits })
+        .map_max_entries("PREEXISTING", plan.sizes.preexisting)
+        .map_max_entries("IN_CALL", if rung == Rung::Kprobe { CALLS_MAX } else { 1 })
+        .map_max_entries("STACKS_SEEN", if plan.stacks { STACKS_MAX } else { 1 });
+    for (map, entries) in plan.filters.sizes() {
+        loader.map_max_entries(map, entries);
+    }
+    loader.load(OBJECT).context("cannot create the kernel side's maps")
+}
+
+/// Calls of probed functions under way at once, one per thread and function. Past this, a call is not seen.
+const CALLS_MAX: u32 = 16_384;
+
+/// Stacks that the kernel side remembers as sent.
+const STACKS_MAX: u32 = 16_384;
+
+/// Whether programs may ask for a task's saved registers: from 5.15 on.
+fn has_task_pt_regs() -> bool {
+    use aya::sys::is_helper_supported;
+    is_helper_supported(
+        aya::programs::ProgramType::RawTracePoint,
+        aya_obj::generated::bpf_func_id::BPF_FUNC_task_pt_regs,
+    )
+    .unwrap_or(false)
+}
+
+impl Tracing {
+    /// What the kernel side counted up to now.
+    pub fn totals(&self) -> Result<Totals> {
+        Totals::read(&self.counters)
+    }
+
+    /// Calls for which the kernel did not run the programs.
+    pub fn not_run(&self) -> NotRun {
+        let mut not_run = NotRun::default();
+        for (name, kind) in &self.attached {
+            let fd = self.ebpf.program(name).and_then(|program| program.fd().ok());
+            match fd {
+                Some(fd) => not_run.add(fd, *kind),
+                None => not_run.is_unknown = true,
+            }
+        }
+        not_run
+    }
+
+    /// Tells the kernel side of a socket that was open before the start: its cookie, and the id it goes by.
+    pub fn add_preexisting(&mut self, cookie: u64, socket_id: u64) -> Result<()> {
+        let map = self.ebpf.map_mut("PREEXISTING").context("no map `PREEXISTING`")?;
+        let mut sockets: HashMap<&mut MapData, u64, u64> = HashMap::try_from(map)?;
+        sockets.insert(cookie, socket_id, 0).context("the table of sockets open before the start is full")
+    }
+
+    /// Selects one more process.
+    pub fn select(&mut self, pid: u32, follow: bool) -> Result<()> {
+        let map = self.ebpf.map_mut("PIDS").context("no map `PIDS`")?;
+        let mut pids: HashMap<&mut MapData, u32, u32> = HashMap::try_from(map)?;
+        pids.insert(pid, if follow { 3 } else { 1 }, 0).context("the table of processes is full")
+    }
+
+    /// Stops selecting a process or its children.
+    pub fn deselect(&mut self, pid: u32) -> Result<()> {
+        let map = self.ebpf.map_mut("PIDS").context("no map `PIDS`")?;
+        let mut pids: HashMap<&mut MapData, u32, u32> = HashMap::try_from(map)?;
+        match pids.remove(&pid) {
+            Ok(()) | Err(aya::maps::MapError::KeyNotFound) => Ok(()),
+            Err(error) => Err(error).context("cannot change the table of processes"),
+        }
+    }
+
+    /// Processes that are selected now.
+    pub fn selected(&self) -> Result<Vec<u32>> {
+        let map = self.ebpf.map("PIDS").context("no map `PIDS`")?;
+        let pids: HashMap<&MapData, u32, u32> = HashMap::try_from(map)?;
+        Ok(pids
+            .iter()
+            .filter_map(Result::ok)
+            .filter(|(_, flags)| flags & 1 != 0)
+            .map(|(pid, _)| pid)
+            .collect())
+    }
+
+    /// Shows what the kernel programs log, on standard error.
+    pub fn logger(&mut self) -> Result<aya_log::EbpfLogger<&'static dyn log::Log>> {
+        aya_log::EbpfLogger::init(&mut self.ebpf).context("cannot read the kernel programs' log")
+    }
+
+    /// Takes the programs out of the kernel. Counters stay readable.
+    pub fn detach(&mut self) {
+        self.links.clear();
+    }
+}
+
+const _: () = assert!(ABSENT == u32::MAX && kind::STACK == 8);

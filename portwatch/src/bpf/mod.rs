@@ -1,0 +1,15 @@
+//! The kernel programs: loading, attaching, reading what they send and what they count.
+//! Nothing outside of this module names aya.
+
+mod attach;
+mod counters;
+mod load;
+mod programs;
+mod reader;
+mod settings;
+
+pub use counters::{NotRun, Totals};
+pub use load::{Disabled, LoadError, Plan, Tracing, load};
+pub use programs::Rung;
+pub use reader::{Queue, Reader, Received};
+pub use settings::{KernelFilters, Sizes};

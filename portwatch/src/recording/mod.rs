@@ -1,0 +1,17 @@
+//! Event logs in files: how they are made, kept whole, and read back.
+//!
+//! What a line says is [`crate::output::json`]'s business when writing and [`format`]'s when reading.
+
+mod error;
+mod file;
+pub mod format;
+mod reader;
+mod sink;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+pub use error::Error;
+pub use reader::{Ending, Reader};
+pub use sink::{Sink, Stdout};
+pub use writer::{EXTENSIONS, Format, create};
