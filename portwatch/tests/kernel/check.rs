@@ -16,6 +16,7 @@ const HELD_SLACK_NS: u64 = 5_000_000;
 /// Compares what the log says of one namespace with what happened there; the differences, in words.
 pub fn stories(rung: &str, log: &Log, netns: u64, stories: &[Story]) -> Vec<String> {
     let mut problems = Vec::new();
+    let is_guessed = coverage::is_time_wait_guessed(rung, stories);
     let mut holds = holds_by_place(log, netns);
     for story in stories {
         let Some(place) = place_of_story(rung, story) else { continue };
@@ -25,7 +26,7 @@ pub fn stories(rung: &str, log: &Log, netns: u64, stories: &[Story]) -> Vec<Stri
             (i128::from(story.call_ns.0)..=i128::from(story.call_ns.1)).contains(&begun(hold))
         };
         match candidates.iter_mut().find(|hold| !hold.is_empty() && is_meant(hold)) {
-            Some(hold) => compare(rung, &std::mem::take(hold), story, &mut problems),
+            Some(hold) => compare(rung, &std::mem::take(hold), story, is_guessed, &mut problems),
             None => problems.push(format!("not in the log: {story} in {:?}", story.call_ns)),
         }
     }
@@ -75,17 +76,15 @@ fn begun_ns(log: &Log, first: &Line) -> i128 {
     log.start_ns() + i128::from(first.since_ns.unwrap_or(first.mono_ns))
 }
 
-fn compare(rung: &str, hold: &[&Line], story: &Story, problems: &mut Vec<String>) {
-    let is_guessed = coverage::is_time_wait_guessed(rung, story);
-    let is_compared = |kind: Kind| !(is_guessed && matches!(kind, Kind::TimeWait | Kind::PortReleased));
+fn compare(rung: &str, hold: &[&Line], story: &Story, is_guessed: bool, problems: &mut Vec<String>) {
+    let is_owed = |kind: Kind| !(is_guessed && matches!(kind, Kind::TimeWait | Kind::PortReleased));
     let expected: Vec<(&Happened, Seen)> = story
         .events
         .iter()
         .map(|event| (event, coverage::of(rung, story, event)))
-        .filter(|(event, seen)| *seen != Seen::Absent && is_compared(event.kind()))
+        .filter(|(event, seen)| *seen != Seen::Absent && is_owed(event.kind()))
         .collect();
-    let lines: Vec<&Line> =
-        hold.iter().copied().filter(|line| line.kind().is_some_and(is_compared)).collect();
+    let lines: Vec<&Line> = hold.iter().copied().filter(|line| line.kind().is_some_and(is_owed)).collect();
 
     let expected_kinds: Vec<_> = expected.iter().map(|(event, _)| event.kind().name()).collect();
     let kinds: Vec<_> = lines.iter().map(|line| line.kind.as_str()).collect();

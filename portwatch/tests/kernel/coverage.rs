@@ -36,6 +36,13 @@ const TABLE: &[Cell] = &[
     Cell {
         rung: "tracepoint",
         kind: Kind::PortReleased,
+        is_meant: |_, event| matches!(event, Happened::Released { reason } if *reason == [Reason::TwReused]),
+        seen: Seen::Inferred,
+        because: "a connect that gets the very same addresses and ports can only have taken them over",
+    },
+    Cell {
+        rung: "tracepoint",
+        kind: Kind::PortReleased,
         is_meant: |story, _| story.has(Kind::TimeWait),
         seen: Seen::Absent,
         because: "the end of a time-wait entry passes no tracepoint",
@@ -50,11 +57,12 @@ pub fn of(rung: &str, story: &Story, happened: &Happened) -> Seen {
     cell.map_or(Seen::Exact, |cell| cell.seen)
 }
 
-/// On the tracepoint rung a full time-wait table looks like TIME_WAIT: what the kernel then does passes no
-/// tracepoint. Such a hold may be told either way there.
-pub fn is_time_wait_guessed(rung: &str, story: &Story) -> bool {
+/// On the tracepoint rung a full time-wait table can only be guessed at: whether an entry was made passes no
+/// tracepoint, and a table that is full afterwards may have had its last place taken or none to take. Where it
+/// overflows, TIME_WAIT may be told or not.
+pub fn is_time_wait_guessed(rung: &str, stories: &[Story]) -> bool {
     let is_overflow = |happened: &Happened| matches!(happened, Happened::Released { reason } if reason.contains(&Reason::TwOverflow));
-    rung == "tracepoint" && story.events.iter().any(is_overflow)
+    rung == "tracepoint" && stories.iter().flat_map(|story| &story.events).any(is_overflow)
 }
 
 /// Tests that may be skipped, and where: `test | kernel | reason`, as `cargo xtask test` reads it.

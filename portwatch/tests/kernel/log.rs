@@ -114,7 +114,8 @@ impl Log {
         let mut stacks = std::collections::HashSet::new();
         for (number, text) in text.lines().enumerate() {
             if let Err(defect) = log.take(number, text, &mut stacks) {
-                log.defects.push(format!("line {}: {defect}: `{text}`", number + 1));
+                let start: String = text.chars().take(240).collect();
+                log.defects.push(format!("line {}: {defect}: `{start}`", number + 1));
             }
         }
         if !text.ends_with('\n') {

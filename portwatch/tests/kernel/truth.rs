@@ -344,8 +344,10 @@ impl Truth {
     fn got_port(&mut self, socket: &Socket, peer: SocketAddr, begun_ns: u64) -> Id {
         let id = self.begin(socket, How::Connect, begun_ns, vec![Happened::Allocated]);
         let local = socket.local();
+        // A failed connect leaves the port to be read, but not the address; loopback talks to itself.
+        let address = if local.ip().is_unspecified() { peer.ip() } else { local.ip() };
         let story = self.story(id);
-        (story.local, story.port, story.peer) = (Some(local.ip()), Some(local.port()), Some(peer));
+        (story.local, story.port, story.peer) = (Some(address), Some(local.port()), Some(peer));
         id
     }
 
