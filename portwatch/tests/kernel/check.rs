@@ -96,8 +96,9 @@ fn compare(rung: &str, hold: &[&Line], story: &Story, is_guessed: bool, problems
     for (line, (event, seen)) in lines.iter().zip(expected) {
         let confidence = if seen == Seen::Inferred { "inferred" } else { "exact" };
         wrong.unless_equal(line, "confidence", &line.confidence.as_deref(), &Some(confidence));
-        if rung != "tracepoint" {
-            wrong.unless_equal(line, "since_ns", &line.since_ns, &None);
+        let is_late = story.told_at_connect && line.kind() == Some(Kind::PortAllocated);
+        if is_late || rung != "tracepoint" {
+            wrong.unless_equal(line, "since_ns (is there)", &line.since_ns.is_some(), &is_late);
         }
         compare_event(line, event, &mut wrong);
     }
@@ -189,7 +190,7 @@ fn compare_place(line: &Line, story: &Story, wrong: &mut Wrong) {
         wrong.unless_equal(line, "rport", &line.rport, &Some(peer.port()));
         let is_mapped = peer.is_ipv4() && name_of(&story.family) == "ipv6";
         wrong.unless_equal(line, "mapped", &line.mapped, &is_mapped);
-    } else if kind == Kind::PortAllocated || kind == Kind::BindFailed {
+    } else if !story.told_at_connect && matches!(kind, Kind::PortAllocated | Kind::BindFailed) {
         wrong.unless_equal(line, "rport", &line.rport, &None);
     }
     // A bind may still become either; a listener's end is told of a listener.

@@ -14,7 +14,7 @@ use crate::scenarios::mixed::{OTHER_ADDRESS, Ready, SYSCTLS};
 use crate::sockets::Family;
 use crate::stage::{self, Part};
 use crate::tracer::{Ended, NotStarted, Tracer};
-use crate::truth::{Kind, Story, Truth};
+use crate::truth::{How, Kind, Story, Truth};
 use crate::{check, whole};
 
 /// A test of one rung.
@@ -61,7 +61,7 @@ const BY_PID_FOLLOW: Filter = Filter {
 };
 
 const BY_COMM: Filter = Filter {
-    args: |_| words(&["--comm", "kt-o*r_child,kt-nobody"]),
+    args: |_| words(&["--comm", "kt-o*r_child"]),
     keep: |story, ready| (story.owner.pid == ready.older_child).then_some(story),
     ends_by_itself: false,
 };
@@ -76,13 +76,13 @@ const BY_NETNS: Filter = Filter { args: of_namespace, keep: |story, _| Some(stor
 
 const BY_PORT: Filter = Filter {
     args: |_| words(&["--dport", "7001,9"]),
-    keep: |story, _| story.peer.is_some_and(|peer| peer.port() == 7001).then_some(story),
+    keep: |story, _| (story.peer?.port() == 7001).then(|| told_at_connect(story)),
     ends_by_itself: false,
 };
 
 const BY_ADDRESS: Filter = Filter {
     args: |_| words(&["--dst", "127.0.1.0/24"]),
-    keep: |story, _| story.peer.is_some_and(|peer| peer == stage::address(OTHER_ADDRESS)).then_some(story),
+    keep: |story, _| (story.peer? == stage::address(OTHER_ADDRESS)).then(|| told_at_connect(story)),
     ends_by_itself: false,
 };
 
@@ -116,6 +116,12 @@ fn words(words: &[&str]) -> Vec<String> {
 
 fn of_namespace(ready: &Ready) -> Vec<String> {
     words(&["--netns", &format!("/proc/{}/ns/net", ready.main)])
+}
+
+/// Only then is it known whether the hold is wanted.
+fn told_at_connect(mut story: Story) -> Story {
+    story.told_at_connect = story.how == How::Bind;
+    story
 }
 
 /// The address decides: an IPv4-mapped one is IPv4.

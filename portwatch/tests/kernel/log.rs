@@ -150,7 +150,8 @@ impl Log {
             }
             _ if Kind::of_name(&kind).is_some() => {
                 let line: Line = serde_json::from_value(value).map_err(malformed)?;
-                let is_known = line.stack.as_ref().is_none_or(|id| stacks.contains(id));
+                // Told once for each stack.
+                let is_known = line.stack.as_ref().is_none_or(|id| !stacks.insert(id.clone()));
                 self.lines.push(line);
                 if !is_known {
                     return Err("names a stack that has not come".to_owned());

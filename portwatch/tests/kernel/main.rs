@@ -7,7 +7,8 @@
 //!
 //! Environment: `PORTWATCH_BIN`, the binary to test; `PORTWATCH_RUNGS`, a comma list, all of them unless told,
 //! where `none` plays the scenarios untraced and compares them with the kernel's counters alone;
-//! `PORTWATCH_REQUIRE_KERNEL=1`, a skip that is not in the table of expected ones fails.
+//! `PORTWATCH_REQUIRE_KERNEL=1`, a skip that is not in the table of expected ones fails; `PORTWATCH_LOGS`, a
+//! directory in which the event logs stay.
 
 mod check;
 mod coverage;

@@ -31,12 +31,13 @@ pub fn perfect_log(rung: &str, netns: u64, stories: &[Story]) -> Vec<Value> {
         }
     }
     events.sort_by_key(|line| line["mono_ns"].as_u64());
-    let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+    let (mut counts, mut inferred) = (BTreeMap::<&str, u64>::new(), BTreeMap::<&str, u64>::new());
     for line in &events {
-        *counts.entry(line["type"].as_str().expect("written above")).or_default() += 1;
+        let table = if line["confidence"] == "inferred" { &mut inferred } else { &mut counts };
+        *table.entry(line["type"].as_str().expect("written above")).or_default() += 1;
     }
     let summary = json!({"type": "summary", "events": counts, "lost": {}, "kernel_totals": counts,
-        "ended_by": "signal", "complete": true});
+        "inferred": inferred, "ended_by": "signal", "complete": true});
     let header = json!({"type": "header", "schema": "portwatch", "version": 1, "rung": rung, "mono_ns": "0"});
     [vec![header], events, vec![summary]].concat()
 }
@@ -257,6 +258,7 @@ fn stories() -> Vec<Story> {
         peer: (how == How::Connect).then(|| "127.0.0.1:7000".parse().expect("an address")),
         call_ns: (number * 1_000_000_000, number * 1_000_000_000 + 1000),
         listens: false,
+        told_at_connect: false,
         events,
     });
     made.collect()

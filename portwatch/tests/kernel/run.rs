@@ -56,7 +56,7 @@ impl Run {
         let (played, namespaces) = play_all(scenarios);
         // Until here, so that no inode number stands for two of them; their end releases what waits in them.
         drop(namespaces);
-        wait_for_releases(rung, &tracer.log_path(), played.values().flatten());
+        wait_for_releases(rung, tracer.log_path(), played.values().flatten());
         let ended = tracer.stop(Signal::SIGTERM);
         Ok(Run { rung: rung.to_owned(), traced: Some(Traced { tracer_pid, ended }), played })
     }

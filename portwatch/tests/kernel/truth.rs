@@ -40,6 +40,8 @@ pub struct Story {
     /// The call that got the port, or failed to: `CLOCK_MONOTONIC` before and after it.
     pub call_ns: (u64, u64),
     pub listens: bool,
+    /// A filter by peer holds the line of a bind back until the socket connects.
+    pub told_at_connect: bool,
     pub events: Vec<Happened>,
 }
 
@@ -288,6 +290,7 @@ impl Truth {
             peer: None,
             call_ns: (begun_ns, now_ns()),
             listens: false,
+            told_at_connect: false,
             events,
         })
     }
