@@ -208,6 +208,7 @@ fn body(kind: u16, bytes: &[u8]) -> Result<Body, DecodeError> {
             Body::Stack(RawStack {
                 id: StackId(wire.stack_id),
                 tgid: wire.tgid,
+                start_boot_ns: wire.start_boot_ns,
                 addresses: wire.addresses[..count].to_vec(),
             })
         }

@@ -3,6 +3,7 @@
 //! Three threads and no more: the reader empties the ring, the [`pipeline`] turns records into lines, and the
 //! calling one waits for whatever ends the run.
 
+mod baseline;
 mod control;
 mod follow;
 mod pipeline;
@@ -11,8 +12,9 @@ mod self_test;
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use portwatch_common::wire::{EVENT_KINDS, EVENT_NAMES};
@@ -68,9 +70,39 @@ impl Outcome {
 struct Shared {
     tracing: Mutex<Tracing>,
     queue: Arc<Queue>,
+    /// Sockets that were open before the start, until the pipeline takes them.
+    baseline: Mutex<Option<baseline::List>>,
+    /// Events that the pipeline has received.
+    received: AtomicU64,
 }
 
 impl Shared {
+    fn set_baseline(&self, list: baseline::List) {
+        *self.baseline.lock().unwrap_or_else(PoisonError::into_inner) = Some(list);
+    }
+
+    /// The list of sockets open before the start, if it is there and not newer than `mono_ns`.
+    fn take_baseline(&self, mono_ns: u64) -> Option<baseline::List> {
+        self.baseline
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take_if(|list| list.mono_ns <= mono_ns)
+    }
+
+    /// Waits until everything that the kernel side counted as sent has been received. The programs are detached:
+    /// what still runs on another CPU is over in microseconds, and the deadline is for a reader that cannot go on.
+    fn settle(&self) -> Result<()> {
+        const DEADLINE: Duration = Duration::from_secs(10);
+        let started = Instant::now();
+        while self.received.load(Ordering::Acquire) < self.tracing().totals()?.sent()
+            && started.elapsed() < DEADLINE
+            && !self.queue.is_finished()
+        {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
     fn tracing(&self) -> std::sync::MutexGuard<'_, Tracing> {
         self.tracing.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -89,7 +121,12 @@ pub fn run(mut request: Request, output: impl FnOnce() -> Result<Box<dyn Output>
         request.filters.parents.push(std::process::id());
     }
     let (tracing, reader) = load(&request)?;
-    let shared = Arc::new(Shared { tracing: Mutex::new(tracing), queue: Arc::new(Queue::default()) });
+    let shared = Arc::new(Shared {
+        tracing: Mutex::new(tracing),
+        queue: Arc::new(Queue::default()),
+        baseline: Mutex::default(),
+        received: AtomicU64::new(0),
+    });
     let result = trace(&request, &shared, reader, output);
     shared.queue.finish();
     shared.tracing().detach();
@@ -124,13 +161,21 @@ fn trace(
     let pipeline = pipeline::start(request, Arc::clone(shared), output, anchor)?;
     eprintln!("portwatch: tracing rung={rung} stacks={}", stack_method(request));
 
+    let baseline = baseline::start(request, shared)?;
+
     let ended = control::wait(request, shared, &pipeline)?;
 
+    if let Some(baseline) = baseline {
+        // Bounded in time by itself. A panic in it was printed.
+        let _ = baseline.join();
+    }
     shared.tracing().detach();
+    shared.settle()?;
+    pipeline.set_end(ended.by);
     shared.queue.stop();
     drop(logger);
     let reading = reader.join().map_err(|_| anyhow::anyhow!("the reader thread panicked"))?;
-    let writing = pipeline.finish(ended.by)?;
+    let writing = pipeline.finish()?;
     reading?;
     match writing {
         Ok(()) => {}

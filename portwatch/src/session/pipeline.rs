@@ -1,26 +1,27 @@
 //! From batches of records to lines of output, in one thread.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use portwatch_common::counters::MISS_NAMES;
-use portwatch_common::wire::{EVENT_KINDS, EVENT_NAMES};
+use portwatch_common::wire::EVENT_NAMES;
 use tokio::sync::Notify;
 
 use super::{Request, Shared};
 use crate::aggregate::holds::{Holds, Joined};
-use crate::bpf::Received;
-use crate::bpf::{NotRun, Totals};
+use crate::bpf::{NotRun, Received, Rung, Totals};
 use crate::event::decode::{Body, DecodeError, Record, records};
-use crate::event::{Confidence, Event, Hold, StackId};
+use crate::event::{Confidence, Event, Hold, RawStack, StackId};
 use crate::kernel::cgroups::Cgroups;
 use crate::kernel::clock::{self, Anchor};
 use crate::kernel::netns::{self, Namespace};
 use crate::kernel::processes::{Cmdline, Processes};
 use crate::output::{Netns, Output, Process, StackShares, Summary};
+use crate::stack::{self, Completeness, Stacks};
 
 /// How often output is flushed while nothing comes.
 const TICK: Duration = Duration::from_millis(50);
@@ -58,10 +59,13 @@ impl Pipeline {
         }
     }
 
+    /// Says why the run ends. Before the queue is stopped: the last line says it.
+    pub fn set_end(&self, by: &'static str) {
+        *lock(&self.end.by) = by;
+    }
+
     /// Waits for the last line. The reader must have ended. The inner result is the output's.
-    pub fn finish(self, ended_by: &'static str) -> Result<Result<()>> {
-        *lock(&self.end.by) = ended_by;
-        self.end.changed.notify_one();
+    pub fn finish(self) -> Result<Result<()>> {
         self.thread.join().map_err(|_| anyhow::anyhow!("the output thread panicked"))
     }
 }
@@ -74,6 +78,7 @@ pub fn start(
     anchor: Anchor,
 ) -> Result<Pipeline> {
     let end = Arc::new(End::default());
+    let has_stacks = request.stacks;
     let mut worker = Worker {
         shared,
         output,
@@ -87,9 +92,9 @@ pub fn start(
         ),
         netns_seen: HashSet::new(),
         call_sites: HashMap::new(),
+        library_patterns: request.library_patterns.clone(),
         written: BTreeMap::new(),
         inferred: BTreeMap::new(),
-        received: [0; EVENT_KINDS],
         skipped: 0,
         shares: StackShares::default(),
         is_full: false,
@@ -97,7 +102,7 @@ pub fn start(
     let thread = thread::Builder::new()
         .name("output".to_owned())
         .spawn(move || {
-            let result = worker.run();
+            let result = worker.run(has_stacks);
             if result.is_err() {
                 // Nobody must wait for room in a queue that nobody empties.
                 worker.shared.queue.finish();
@@ -107,6 +112,12 @@ pub fn start(
         })
         .context("cannot start the output thread")?;
     Ok(Pipeline { thread, end })
+}
+
+/// What events say of a stack that the log has.
+struct CallSite {
+    text: Option<String>,
+    completeness: Completeness,
 }
 
 struct Worker {
@@ -119,13 +130,12 @@ struct Worker {
     holds: Holds,
     processes: Processes,
     netns_seen: HashSet<u32>,
-    call_sites: HashMap<StackId, Option<String>>,
+    call_sites: HashMap<StackId, CallSite>,
+    library_patterns: Vec<String>,
     /// Lines written, by type: those the kernel side saw.
     written: BTreeMap<&'static str, u64>,
     /// Lines written, by type: those that were deduced.
     inferred: BTreeMap<&'static str, u64>,
-    /// Events received, by kind.
-    received: [u64; EVENT_KINDS],
     /// Records of unknown kinds.
     skipped: u64,
     shares: StackShares,
@@ -134,20 +144,30 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(&mut self) -> Result<()> {
+    fn run(&mut self, has_stacks: bool) -> Result<()> {
+        let options = stack::Options { library_patterns: self.library_patterns.clone(), sideband: true };
+        let mut stacks = has_stacks.then(|| Stacks::new(options));
+        if let Some(note) = stacks.as_ref().and_then(Stacks::note) {
+            eprintln!("portwatch: note: {note}");
+        }
         self.netns(std::process::id(), self.started_mono_ns)?;
         let mut flushed_at = Instant::now();
         loop {
             match self.shared.queue.pop(TICK) {
                 Received::Batch(batch) => {
-                    self.batch(&batch)?;
+                    self.batch(&batch, &mut stacks)?;
                     if flushed_at.elapsed() >= FLUSH_INTERVAL {
                         self.output.flush()?;
                         flushed_at = Instant::now();
                     }
                 }
                 Received::Nothing => {
-                    self.expire(clock::mono_now_ns()?)?;
+                    let now_ns = clock::mono_now_ns()?;
+                    self.baseline(now_ns)?;
+                    self.expire(now_ns)?;
+                    if let Some(stacks) = &mut stacks {
+                        stacks.drain_sideband();
+                    }
                     self.output.flush()?;
                     flushed_at = Instant::now();
                 }
@@ -162,10 +182,14 @@ impl Worker {
         self.end.changed.notify_one();
     }
 
-    fn batch(&mut self, batch: &[u8]) -> Result<()> {
+    fn batch(&mut self, batch: &[u8], stacks: &mut Option<Stacks>) -> Result<()> {
+        // Whatever was mapped when these events happened is known before the first of them is looked at.
+        if let Some(stacks) = stacks {
+            stacks.drain_sideband();
+        }
         for record in records(batch) {
             match record {
-                Ok(record) => self.record(record)?,
+                Ok(record) => self.record(record, stacks)?,
                 Err(DecodeError::Kind(_)) => self.skipped += 1,
                 Err(error) => return Err(error).context("cannot read what the kernel side sent"),
             }
@@ -173,17 +197,18 @@ impl Worker {
         Ok(())
     }
 
-    fn record(&mut self, record: Record) -> Result<()> {
+    fn record(&mut self, record: Record, stacks: &mut Option<Stacks>) -> Result<()> {
+        self.baseline(record.mono_ns)?;
         self.expire(record.mono_ns)?;
-        if let Body::Stack(raw) = record.body {
-            return self.stack(raw);
+        if let (Body::Stack(raw), Some(stacks)) = (&record.body, stacks) {
+            return self.stack(raw, record.mono_ns, stacks);
         }
         if let Some((event, hold)) = self.holds.reused(&record) {
             self.event(&event, &hold)?;
         }
         match self.holds.join(record) {
             Joined::Event(event, hold) => {
-                self.received[kind_of(&event)] += 1;
+                self.shared.received.fetch_add(1, Ordering::Release);
                 self.event(&event, &hold)
             }
             Joined::Nothing => Ok(()),
@@ -211,17 +236,19 @@ impl Worker {
                 self.netns(owner.tgid.unwrap_or(0), event.mono_ns)?;
             }
         }
-        let call_site = hold.stack.and_then(|id| self.call_sites.get(&id)).and_then(|site| site.as_deref());
+        let site = hold.stack.and_then(|id| self.call_sites.get(&id));
+        let completeness = site.map_or(Completeness::None, |site| site.completeness);
+        let call_site = site.and_then(|site| site.text.as_deref());
         self.output.event(event, hold, &process, call_site)?;
         let counts = match event.confidence {
             Confidence::Exact => &mut self.written,
             Confidence::Inferred | Confidence::Unknown => &mut self.inferred,
         };
         *counts.entry(event.what.name()).or_default() += 1;
-        match (hold.stack, call_site) {
-            (None, _) => self.shares.none += 1,
-            (Some(_), None) => self.shares.partial += 1,
-            (Some(_), Some(_)) => self.shares.complete += 1,
+        match completeness {
+            Completeness::Complete => self.shares.complete += 1,
+            Completeness::Partial => self.shares.partial += 1,
+            Completeness::None => self.shares.none += 1,
         }
         let lines: u64 = self.written.values().chain(self.inferred.values()).sum();
         if self.count.is_some_and(|count| lines >= count) {
@@ -231,8 +258,39 @@ impl Worker {
         Ok(())
     }
 
-    fn stack(&mut self, raw: crate::event::RawStack) -> Result<()> {
-        self.call_sites.insert(raw.id, None);
+    /// Names a stack. The kernel side sends one again that it forgot it had sent.
+    fn stack(&mut self, raw: &RawStack, mono_ns: u64, stacks: &mut Stacks) -> Result<()> {
+        if self.call_sites.contains_key(&raw.id) {
+            return Ok(());
+        }
+        let resolved = stacks.resolve_at(raw, raw.start_boot_ns, mono_ns);
+        self.output.stack(&resolved.stack)?;
+        let site = CallSite { text: resolved.call_site, completeness: resolved.completeness };
+        self.call_sites.insert(raw.id, site);
+        Ok(())
+    }
+
+    /// Lists the sockets that were open before the start, but for those that the hooks told of meanwhile.
+    fn baseline(&mut self, mono_ns: u64) -> Result<()> {
+        let Some(list) = self.shared.take_baseline(mono_ns) else { return Ok(()) };
+        let is_deduced = self.shared.tracing().rung == Rung::Tracepoint;
+        let known = self.holds.endpoints();
+        for listed in list.sockets {
+            if known.contains(&listed.hold.endpoints) {
+                continue;
+            }
+            let process = match &listed.hold.owner {
+                Some(owner) => self.processes.get(owner),
+                None => Arc::new(Process::default()),
+            };
+            self.output.preexisting(list.mono_ns, &listed.hold, &process, listed.state)?;
+            match listed.left_ns {
+                Some(left_ns) if is_deduced => self.holds.insert_waiting(listed.hold, list.mono_ns, left_ns),
+                _ if listed.cookie.is_some() => self.holds.insert(listed.hold),
+                // Nothing more will be heard of it.
+                _ => {}
+            }
+        }
         Ok(())
     }
 
@@ -298,8 +356,4 @@ impl Worker {
         let not_run = tracing.not_run(&totals);
         Ok((totals, not_run))
     }
-}
-
-fn kind_of(event: &Event) -> usize {
-    EVENT_NAMES.iter().position(|name| *name == event.what.name()).unwrap_or(0)
 }
