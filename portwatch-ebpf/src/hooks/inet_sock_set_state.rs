@@ -304,7 +304,7 @@ fn connection_ended(sk: Sock, slot: &mut Slot, old: u8, now_ns: u64) {
     if setting!(rung) == rung::TRACEPOINT && error == 0 {
         if may_have_entry {
             slot.release_reason = reason::TW_OVERFLOW;
-        } else if sk.is_open() {
+        } else if offset!(sk_shutdown) != ABSENT && !sk.is_closing() {
             // Without a peer's reset and without a close(): connect(AF_UNSPEC).
             slot.release_reason = reason::DISCONNECTED;
         }
