@@ -78,7 +78,7 @@ struct Program {
 }
 
 impl Program {
-    /// `NAME ... ok`, `NAME ... FAILED`, `NAME ... ignored, why`
+    /// `NAME ... ok`, `NAME ... FAILED`, `NAME ... ignored, why`, `NAME ... ignored (why)`
     fn test_line(&mut self, line: &str) {
         let Some((name, outcome)) = line.rsplit_once(" ... ") else { return };
         // libtest-mimic shows a test's kind in brackets in front and pads names to a common width.
@@ -88,7 +88,7 @@ impl Program {
             "FAILED" | "failed" => self.results.failed.push(name),
             outcome => {
                 if let Some(reason) = outcome.strip_prefix("ignored") {
-                    let reason = reason.trim_start_matches(',').trim().to_owned();
+                    let reason = reason.trim_matches([',', ' ', '(', ')']).to_owned();
                     self.results.skipped.push(Skip { test: name, reason });
                 }
             }
@@ -137,14 +137,14 @@ mod tests {
             "     Running unittests src/lib.rs\n\
              running 2 tests\ntest a::b ... ok\ntest c - should panic ... ok\n\n\
              test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s\n\
-             running 3 tests\r\ntest fentry::x ... ok\r\ntest y    ... ignored, no IPv6\r\ntest z ... ignored\r\n\
+             running 3 tests\r\ntest fentry::x ... ok\r\ntest y    ... ignored, no IPv6\r\ntest z ... ignored (no BTF)\r\n\
              test result: ok. 1 passed; 0 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.00s\r\n",
             true,
         );
         let skip = |test: &str, reason: &str| Skip { test: test.into(), reason: reason.into() };
         assert_eq!(
             results,
-            Results { passed: 3, failed: vec![], skipped: vec![skip("y", "no IPv6"), skip("z", "")] }
+            Results { passed: 3, failed: vec![], skipped: vec![skip("y", "no IPv6"), skip("z", "no BTF")] }
         );
     }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use anyhow::{Context, Result};
 use aya::maps::{HashMap, MapData, RingBuf};
 use aya::{Btf, Ebpf, EbpfLoader};
-use portwatch_common::config::{ABSENT, Config, Offsets};
+use portwatch_common::config::{Config, Offsets};
 use portwatch_common::wire::kind;
 use zerocopy::IntoBytes;
 
@@ -13,7 +13,7 @@ use crate::kernel::offsets::Missing;
 
 use super::attach::{Link, attach, load as load_hook};
 use super::counters::{CountersMap, NotRun, Totals};
-use super::programs::{Hook, Need, PROCESSES, Rung, hooks};
+use super::programs::{Hook, Need, PROCESSES, Rung, STATE_NESTED, hooks};
 use super::reader::Reader;
 use super::settings::{KernelFilters, Sizes};
 
@@ -149,7 +149,8 @@ fn load_rung(plan: &Plan<'_>, rung: Rung) -> Result<(Tracing, Reader)> {
         match attach(&mut ebpf, &hook) {
             Ok(more) => {
                 links.extend(more);
-                attached.extend(hook.programs.iter().map(|(program, _)| (*program, hook.kind)));
+                let programs = hook.programs.iter().map(|(program, _)| (*program, hook.kind));
+                attached.extend(programs.filter(|(program, _)| *program != STATE_NESTED));
             }
             Err(error) => {
                 let error = anyhow::Error::from(error).context(format!("cannot attach to `{}`", hook.name));
@@ -239,7 +240,7 @@ impl Tracing {
     }
 
     /// Calls for which the kernel did not run the programs.
-    pub fn not_run(&self) -> NotRun {
+    pub fn not_run(&self, totals: &Totals) -> NotRun {
         let mut not_run = NotRun::default();
         for (name, kind) in &self.attached {
             let fd = self.ebpf.program(name).and_then(|program| program.fd().ok());
@@ -248,6 +249,7 @@ impl Tracing {
                 None => not_run.is_unknown = true,
             }
         }
+        not_run.made_up(kind::CLOSED, totals.nested_runs);
         not_run
     }
 
@@ -298,4 +300,3 @@ impl Tracing {
     }
 }
 
-const _: () = assert!(ABSENT == u32::MAX && kind::STACK == 8);

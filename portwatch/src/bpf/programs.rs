@@ -137,10 +137,16 @@ const FILES: &[&str] = &[
     "inode_mode",
 ];
 
+/// Takes what the kernel does not run the first program for; its own misses mean nothing.
+pub(super) const STATE_NESTED: &str = "inet_sock_set_state_nested";
+
 /// The state tracepoint serves every rung: raw, because that costs a sixth of an ordinary one.
 const STATE: Hook = Hook {
     name: "sock:inet_sock_set_state",
-    programs: &[("inet_sock_set_state", Door::RawTracepoint("inet_sock_set_state"))],
+    programs: &[
+        ("inet_sock_set_state", Door::RawTracepoint("inet_sock_set_state")),
+        (STATE_NESTED, Door::RawTracepoint("inet_sock_set_state")),
+    ],
     need: Required,
     kind: kind::CLOSED,
     members: SOCK,
@@ -170,7 +176,8 @@ macro_rules! at_return {
             },
             Hook {
                 name: $name,
-                programs: &[($entry, Door::Kprobe($name)), ($return, Door::Kretprobe($name))],
+                // The return first: alone it is ignored; an entry alone would stay in the map of calls under way.
+                programs: &[($return, Door::Kretprobe($name)), ($entry, Door::Kprobe($name))],
                 need: $need,
                 kind: $kind,
                 members: $members,

@@ -294,7 +294,9 @@ impl Worker {
 
     fn final_totals(&self) -> Result<(Totals, NotRun)> {
         let tracing = self.shared.tracing();
-        Ok((tracing.totals()?, tracing.not_run()))
+        let totals = tracing.totals()?;
+        let not_run = tracing.not_run(&totals);
+        Ok((totals, not_run))
     }
 }
 

@@ -1,1 +1,333 @@
-//! Empty.
+//! Raw user stacks → frames with names, and the line of the application that asked for a port.
+//!
+//! [`Stacks`] is the door. Inside, in the order data flows: what code is mapped where ([`process_maps`]), the program
+//! files behind it ([`elf`]), names of what is in them ([`symbolize`], [`perf_map`]), and which of the frames is the
+//! application's ([`call_site`], [`libraries`]). How addresses are taken from a stack is the kernel side's business.
+
+pub mod call_site;
+mod debug_file;
+pub mod elf;
+mod elf_copy;
+mod elf_open;
+pub mod libraries;
+mod perf_map;
+pub mod process_maps;
+pub mod sideband;
+pub mod start_time;
+pub mod symbolize;
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use crate::event::RawStack;
+use crate::output::{Frame, FrameKind, Stack};
+
+use call_site::{Libraries, PlacedFrame};
+use elf::Modules;
+use perf_map::PerfMaps;
+use process_maps::{Backing, Mapping, ProcessMaps, Space};
+use sideband::Sideband;
+use symbolize::{Symbol, SymbolTable};
+
+/// Address spaces kept: as many as a busy host has processes, at about 10 kB each.
+const PROCESSES_MAX: usize = 8192;
+
+/// Program files kept, and their bytes.
+const MODULES_MAX: usize = 2048;
+const MODULE_BYTES_MAX: u64 = 1 << 30;
+
+/// Addresses whose names are kept.
+const SYMBOLS_MAX: usize = 65_536;
+
+/// How stacks are to be read.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// What else is to count as a library, see [`call_site::matches`].
+    pub library_patterns: Vec<String>,
+    /// Follow mappings of all processes by records of the kernel.
+    pub sideband: bool,
+}
+
+/// Whether a stack reaches from the system call to the start of its thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Completeness {
+    Complete,
+    /// Some of it is missing, or not known to be there.
+    Partial,
+    None,
+}
+
+/// A stack with names.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Resolved {
+    pub stack: Stack,
+    /// `function (file:line)`, `function+0x… (module)` or `module+0x…`; untrusted text, like all names.
+    pub call_site: Option<String>,
+    pub completeness: Completeness,
+}
+
+/// Reads stacks. Not `Send`: make it in the thread that uses it.
+pub struct Stacks {
+    maps: ProcessMaps,
+    sideband: Option<Sideband>,
+    note: Option<String>,
+    modules: Modules,
+    symbols: SymbolTable,
+    perf_maps: PerfMaps,
+    libraries: Libraries,
+}
+
+impl Stacks {
+    pub fn new(options: Options) -> Stacks {
+        let mut maps = ProcessMaps::new(PROCESSES_MAX);
+        let opened = options.sideband.then(Sideband::open);
+        let (sideband, note) = match opened {
+            None => (None, None),
+            Some(Ok(sideband)) => (Some(sideband), None),
+            Some(Err(error)) => {
+                let note = format!("processes that end at once have no call sites: {error:#}");
+                (None, Some(note))
+            }
+        };
+        maps.set_followed(sideband.is_some());
+        Stacks {
+            maps,
+            sideband,
+            note,
+            modules: Modules::new(MODULES_MAX, MODULE_BYTES_MAX),
+            symbols: SymbolTable::new(SYMBOLS_MAX),
+            perf_maps: PerfMaps::default(),
+            libraries: Libraries::new(options.library_patterns),
+        }
+    }
+
+    /// What the user should know of how well processes can be followed; `None` when all is well.
+    pub fn note(&self) -> Option<&str> {
+        self.note.as_deref()
+    }
+
+    /// Takes in what the kernel told of mappings until now. To be called with the events of a batch in hand and before
+    /// any of them is resolved, so that whatever was mapped when they happened is known.
+    pub fn drain_sideband(&mut self) {
+        if let Some(sideband) = &mut self.sideband {
+            sideband.drain(&mut self.maps);
+        }
+    }
+
+    /// Names the frames of a stack, as [`Stacks::resolve_at`] for a process that runs the program it runs now.
+    pub fn resolve(&mut self, raw: &RawStack, start_boot_ns: u64) -> Resolved {
+        self.resolve_at(raw, start_boot_ns, u64::MAX)
+    }
+
+    /// Names the frames of a stack that was taken at `mono_ns`. `start_boot_ns` is the start of its process,
+    /// `CLOCK_BOOTTIME`, 0 when not known. Call [`Stacks::drain_sideband`] after the stack was received and before this.
+    ///
+    /// What cannot be known is in the frame as its reason; there is no error.
+    pub fn resolve_at(&mut self, raw: &RawStack, start_boot_ns: u64, mono_ns: u64) -> Resolved {
+        let mut frames = Vec::with_capacity(raw.addresses.len());
+        let mut space = self.maps.find(raw.tgid, start_boot_ns, mono_ns);
+        let is_unmapped = |space: &Space| {
+            raw.addresses.iter().any(|&address| space.find(address.saturating_sub(1)).is_none())
+        };
+        if space.as_ref().is_ok_and(is_unmapped) {
+            space = self.maps.refresh(raw.tgid, start_boot_ns, mono_ns);
+        }
+        for &address in &raw.addresses {
+            // The saved address is that of the instruction after the call, which may be another line or function.
+            let call = address.saturating_sub(1);
+            match &space {
+                Ok(space) => match space.find(call) {
+                    Some(mapping) => {
+                        self.name(&mut frames, raw.tgid, start_boot_ns, space.generation, mapping, call);
+                    }
+                    None => frames.push(unknown("the address is in no executable mapping".to_owned())),
+                },
+                Err(missing) => frames.push(unknown(missing.to_string())),
+            }
+        }
+        self.symbols.forget(&self.modules.take_dropped());
+        let call_site = self.libraries.call_site(&frames);
+        let completeness = match frames.last() {
+            None => Completeness::None,
+            Some(outermost) if is_start(&outermost.frame) => Completeness::Complete,
+            Some(_) => Completeness::Partial,
+        };
+        let frames = frames.into_iter().map(|placed| placed.frame).collect();
+        Resolved { stack: Stack { id: raw.id, frames }, call_site, completeness }
+    }
+
+    /// Adds the frames at address `call`, several when functions were inlined there.
+    fn name(
+        &mut self,
+        frames: &mut Vec<PlacedFrame>,
+        tgid: u32,
+        start_boot_ns: u64,
+        generation: u64,
+        mapping: &Mapping,
+        call: u64,
+    ) {
+        let path = match &mapping.backing {
+            Backing::File { path, .. } => path,
+            Backing::Vdso => Path::new("[vdso]"),
+            Backing::Anonymous(_) => {
+                frames.push(self.jit(tgid, start_boot_ns, call));
+                return;
+            }
+        };
+        let module_path = Some(elf::shown(path));
+        let module = match self.modules.get(tgid, generation, mapping) {
+            Ok(module) => module,
+            Err(unreadable) => {
+                // The file offset is all there is; as an address it would mislead.
+                let symbol = Symbol::unknown(unreadable.to_string());
+                frames.push(placed(
+                    symbol,
+                    Frame { module: module_path, kind: FrameKind::Native, ..Frame::default() },
+                ));
+                return;
+            }
+        };
+        let offset = module.address_in(mapping, call);
+        let base = Frame {
+            module: module_path,
+            build_id: module.build_id.as_deref().map(hex),
+            offset,
+            kind: FrameKind::Native,
+            ..Frame::default()
+        };
+        match offset {
+            Some(offset) => {
+                let symbols = self.symbols.at(&module, offset, tgid, path);
+                frames.extend(symbols.iter().map(|symbol| placed(symbol.clone(), base.clone())));
+            }
+            None => {
+                let symbol = Symbol::unknown("the address is outside the code of the program file");
+                frames.push(placed(symbol, base));
+            }
+        }
+    }
+
+    fn jit(&mut self, tgid: u32, start_boot_ns: u64, call: u64) -> PlacedFrame {
+        match self.perf_maps.find(tgid, start_boot_ns, call) {
+            Some((function, offset)) => PlacedFrame {
+                frame: Frame { function: Some(function), kind: FrameKind::Jit, ..Frame::default() },
+                function_offset: Some(offset),
+            },
+            None => PlacedFrame {
+                frame: Frame {
+                    kind: FrameKind::Jit,
+                    reason: Some("compiled at run time, and no perf map names it".to_owned()),
+                    ..Frame::default()
+                },
+                function_offset: None,
+            },
+        }
+    }
+}
+
+fn placed(symbol: Symbol, base: Frame) -> PlacedFrame {
+    let Symbol { function, function_offset, file, line, is_inlined, reason } = symbol;
+    PlacedFrame { frame: Frame { function, file, line, is_inlined, reason, ..base }, function_offset }
+}
+
+fn unknown(reason: String) -> PlacedFrame {
+    PlacedFrame { frame: Frame { reason: Some(reason), ..Frame::default() }, function_offset: None }
+}
+
+/// Functions that nothing calls: programs and threads begin in them.
+fn is_start(frame: &Frame) -> bool {
+    const STARTS: &[&str] =
+        &["_start", "clone", "clone3", "__clone", "__clone3", "start_thread", "runtime.goexit*"];
+    frame
+        .function
+        .as_deref()
+        .is_some_and(|function| STARTS.iter().any(|start| call_site::matches(start, function)))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::StackId;
+
+    #[inline(never)]
+    fn somewhere_to_point_at() -> u64 {
+        std::hint::black_box(1)
+    }
+
+    #[test]
+    fn own_function_is_named_with_its_line() {
+        let mut stacks = Stacks::new(Options::default());
+        let address = somewhere_to_point_at as fn() -> u64 as usize as u64 + 1;
+        let raw = RawStack { id: StackId(7), tgid: std::process::id(), addresses: vec![address] };
+        for start in [0, start_time::of_process(std::process::id()).unwrap()] {
+            let resolved = stacks.resolve(&raw, start);
+            let frame = resolved.stack.frames.last().unwrap();
+            assert!(
+                frame.function.as_ref().is_some_and(|f| f.contains("somewhere_to_point_at")),
+                "{frame:?}"
+            );
+            assert!(frame.file.as_ref().is_some_and(|file| file.ends_with("stack/mod.rs")), "{frame:?}");
+            assert_eq!(frame.kind, FrameKind::Native);
+            assert!(frame.build_id.is_some() && frame.offset.is_some());
+            let site = resolved.call_site.unwrap();
+            assert!(site.contains("somewhere_to_point_at (mod.rs:"), "{site}");
+            assert_eq!(resolved.completeness, Completeness::Partial);
+        }
+    }
+
+    #[test]
+    fn function_of_the_c_library_is_named_and_is_no_call_site() {
+        let mut stacks = Stacks::new(Options::default());
+        let maps = process_maps::parse(&std::fs::read("/proc/self/maps").unwrap());
+        let is_libc = |mapping: &&Mapping| match &mapping.backing {
+            Backing::File { path, .. } => path.to_string_lossy().contains("libc.so"),
+            _ => false,
+        };
+        let libc = maps.iter().find(is_libc).expect("a test binary is linked with the C library");
+        let raw = RawStack { id: StackId(7), tgid: std::process::id(), addresses: vec![libc.start + 0x2000] };
+        let resolved = stacks.resolve(&raw, 0);
+        assert!(resolved.stack.frames[0].module.as_ref().is_some_and(|module| module.contains("libc.so")));
+        assert_eq!(resolved.call_site, None);
+    }
+
+    #[test]
+    fn vdso_is_named() {
+        let mut stacks = Stacks::new(Options::default());
+        let maps = process_maps::parse(&std::fs::read("/proc/self/maps").unwrap());
+        let vdso = maps.iter().find(|mapping| mapping.backing == Backing::Vdso).unwrap();
+        let addresses = (vdso.start + 1..vdso.end).step_by(16).collect();
+        let raw = RawStack { id: StackId(7), tgid: std::process::id(), addresses };
+        let resolved = stacks.resolve(&raw, 0);
+        let names: Vec<_> =
+            resolved.stack.frames.iter().filter_map(|frame| frame.function.as_deref()).collect();
+        assert!(names.iter().any(|name| name.contains("clock_gettime")), "{names:?}");
+    }
+
+    #[test]
+    fn process_that_is_gone_gives_frames_with_a_reason() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let tgid = child.id();
+        child.wait().unwrap();
+        let mut stacks = Stacks::new(Options::default());
+        let resolved = stacks.resolve(&RawStack { id: StackId(7), tgid, addresses: vec![0, 0x1000] }, 0);
+        assert_eq!(resolved.stack.frames.len(), 2);
+        assert!(resolved.stack.frames.iter().all(|frame| frame.reason.is_some() && frame.function.is_none()));
+        assert_eq!(resolved.call_site, None);
+    }
+
+    #[test]
+    fn empty_stack_is_none() {
+        let mut stacks = Stacks::new(Options::default());
+        let raw = RawStack { id: StackId(7), tgid: std::process::id(), addresses: Vec::new() };
+        assert_eq!(stacks.resolve(&raw, 0).completeness, Completeness::None);
+    }
+}

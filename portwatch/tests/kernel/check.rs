@@ -16,6 +16,7 @@ const HELD_SLACK_NS: u64 = 5_000_000;
 /// Compares what the log says of one namespace with what happened there; the differences, in words.
 pub fn stories(rung: &str, log: &Log, netns: u64, stories: &[Story]) -> Vec<String> {
     let mut problems = Vec::new();
+    let is_guessed = coverage::is_time_wait_guessed(rung, stories);
     let mut holds = holds_by_place(log, netns);
     for story in stories {
         let Some(place) = place_of_story(rung, story) else { continue };
@@ -25,7 +26,7 @@ pub fn stories(rung: &str, log: &Log, netns: u64, stories: &[Story]) -> Vec<Stri
             (i128::from(story.call_ns.0)..=i128::from(story.call_ns.1)).contains(&begun(hold))
         };
         match candidates.iter_mut().find(|hold| !hold.is_empty() && is_meant(hold)) {
-            Some(hold) => compare(rung, &std::mem::take(hold), story, &mut problems),
+            Some(hold) => compare(rung, &std::mem::take(hold), story, is_guessed, &mut problems),
             None => problems.push(format!("not in the log: {story} in {:?}", story.call_ns)),
         }
     }
@@ -37,7 +38,15 @@ pub fn stories(rung: &str, log: &Log, netns: u64, stories: &[Story]) -> Vec<Stri
 }
 
 /// What holds are told apart by before time is: first kind of line, call, own port, peer's port.
-type Place = (Kind, String, Option<u16>, Option<u16>);
+type Place = (Kind, Option<String>, Option<u16>, Option<u16>);
+
+/// Lines of a connection do not say `how`; those of a bind know no peer.
+fn place(kind: Kind, how: &str, port: Option<u16>, port_remote: Option<u16>) -> Place {
+    let is_of_connection =
+        matches!(kind, Kind::Established | Kind::TimeWait | Kind::Closed | Kind::PortReleased);
+    let has_peer = is_of_connection || how == How::Connect.name();
+    (kind, (!is_of_connection).then(|| how.to_owned()), port, port_remote.filter(|_| has_peer))
+}
 
 fn holds_by_place(log: &Log, netns: u64) -> HashMap<Place, Vec<Vec<&Line>>> {
     let mut holds: HashMap<&str, Vec<&Line>> = HashMap::new();
@@ -47,10 +56,9 @@ fn holds_by_place(log: &Log, netns: u64) -> HashMap<Place, Vec<Vec<&Line>>> {
     let mut by_place: HashMap<Place, Vec<Vec<&Line>>> = HashMap::new();
     for hold in holds.into_values() {
         let first = hold[0];
-        let how = first.how.clone().unwrap_or_default();
-        let peer = if how == "connect" { first.rport } else { None };
         let kind = first.kind().expect("only events are kept");
-        by_place.entry((kind, how, first.lport, peer)).or_default().push(hold);
+        let how = first.how.as_deref().unwrap_or_default();
+        by_place.entry(place(kind, how, first.lport, first.rport)).or_default().push(hold);
     }
     by_place
 }
@@ -58,8 +66,9 @@ fn holds_by_place(log: &Log, netns: u64) -> HashMap<Place, Vec<Vec<&Line>>> {
 /// Nothing: the rung shows nothing of this story.
 fn place_of_story(rung: &str, story: &Story) -> Option<Place> {
     let first = story.events.iter().find(|event| coverage::of(rung, story, event) != Seen::Absent)?;
-    let peer = if story.how == How::Connect { story.peer.map(|peer| peer.port()) } else { None };
-    Some((first.kind(), story.how.name().to_owned(), story.port, peer))
+    // The failure of a bound socket's connect is a connect's.
+    let how = if first.kind() == Kind::ConnectFailed { How::Connect } else { story.how };
+    Some(place(first.kind(), how.name(), story.port, story.peer.map(|peer| peer.port())))
 }
 
 /// When the hold or attempt began, in the clock of the stories.
@@ -67,17 +76,15 @@ fn begun_ns(log: &Log, first: &Line) -> i128 {
     log.start_ns() + i128::from(first.since_ns.unwrap_or(first.mono_ns))
 }
 
-fn compare(rung: &str, hold: &[&Line], story: &Story, problems: &mut Vec<String>) {
-    let is_guessed = coverage::is_time_wait_guessed(rung, story);
-    let is_compared = |kind: Kind| !(is_guessed && matches!(kind, Kind::TimeWait | Kind::PortReleased));
+fn compare(rung: &str, hold: &[&Line], story: &Story, is_guessed: bool, problems: &mut Vec<String>) {
+    let is_owed = |kind: Kind| !(is_guessed && matches!(kind, Kind::TimeWait | Kind::PortReleased));
     let expected: Vec<(&Happened, Seen)> = story
         .events
         .iter()
         .map(|event| (event, coverage::of(rung, story, event)))
-        .filter(|(event, seen)| *seen != Seen::Absent && is_compared(event.kind()))
+        .filter(|(event, seen)| *seen != Seen::Absent && is_owed(event.kind()))
         .collect();
-    let lines: Vec<&Line> =
-        hold.iter().copied().filter(|line| line.kind().is_some_and(is_compared)).collect();
+    let lines: Vec<&Line> = hold.iter().copied().filter(|line| line.kind().is_some_and(is_owed)).collect();
 
     let expected_kinds: Vec<_> = expected.iter().map(|(event, _)| event.kind().name()).collect();
     let kinds: Vec<_> = lines.iter().map(|line| line.kind.as_str()).collect();
@@ -89,8 +96,9 @@ fn compare(rung: &str, hold: &[&Line], story: &Story, problems: &mut Vec<String>
     for (line, (event, seen)) in lines.iter().zip(expected) {
         let confidence = if seen == Seen::Inferred { "inferred" } else { "exact" };
         wrong.unless_equal(line, "confidence", &line.confidence.as_deref(), &Some(confidence));
-        if rung != "tracepoint" {
-            wrong.unless_equal(line, "since_ns", &line.since_ns, &None);
+        let is_late = story.told_at_connect && line.kind() == Some(Kind::PortAllocated);
+        if is_late || rung != "tracepoint" {
+            wrong.unless_equal(line, "since_ns (is there)", &line.since_ns.is_some(), &is_late);
         }
         compare_event(line, event, &mut wrong);
     }
@@ -182,7 +190,7 @@ fn compare_place(line: &Line, story: &Story, wrong: &mut Wrong) {
         wrong.unless_equal(line, "rport", &line.rport, &Some(peer.port()));
         let is_mapped = peer.is_ipv4() && name_of(&story.family) == "ipv6";
         wrong.unless_equal(line, "mapped", &line.mapped, &is_mapped);
-    } else if kind == Kind::PortAllocated || kind == Kind::BindFailed {
+    } else if !story.told_at_connect && matches!(kind, Kind::PortAllocated | Kind::BindFailed) {
         wrong.unless_equal(line, "rport", &line.rport, &None);
     }
     // A bind may still become either; a listener's end is told of a listener.

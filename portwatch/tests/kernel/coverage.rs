@@ -1,4 +1,4 @@
-//! What each rung can see, as a table that the tests hold portwatch to; and which tests cannot run where.
+//! What each rung can see, as a table that the tests hold portwatch to; and which tests may be skipped where.
 //!
 //! `exact` must be there and say so, `inferred` must be there and say so, `absent` must not be there.
 //! What is not in the table is exact.
@@ -36,6 +36,13 @@ const TABLE: &[Cell] = &[
     Cell {
         rung: "tracepoint",
         kind: Kind::PortReleased,
+        is_meant: |_, event| matches!(event, Happened::Released { reason } if *reason == [Reason::TwReused]),
+        seen: Seen::Inferred,
+        because: "a connect that gets the very same addresses and ports can only have taken them over",
+    },
+    Cell {
+        rung: "tracepoint",
+        kind: Kind::PortReleased,
         is_meant: |story, _| story.has(Kind::TimeWait),
         seen: Seen::Absent,
         because: "the end of a time-wait entry passes no tracepoint",
@@ -50,62 +57,25 @@ pub fn of(rung: &str, story: &Story, happened: &Happened) -> Seen {
     cell.map_or(Seen::Exact, |cell| cell.seen)
 }
 
-/// On the tracepoint rung a full time-wait table looks like TIME_WAIT: what the kernel then does passes no
-/// tracepoint. Such a hold may be told either way there.
-pub fn is_time_wait_guessed(rung: &str, story: &Story) -> bool {
+/// On the tracepoint rung a full time-wait table can only be guessed at: whether an entry was made passes no
+/// tracepoint, and a table that is full afterwards may have had its last place taken or none to take. Where it
+/// overflows, TIME_WAIT may be told or not.
+pub fn is_time_wait_guessed(rung: &str, stories: &[Story]) -> bool {
     let is_overflow = |happened: &Happened| matches!(happened, Happened::Released { reason } if reason.contains(&Reason::TwOverflow));
-    rung == "tracepoint" && story.events.iter().any(is_overflow)
+    rung == "tracepoint" && stories.iter().flat_map(|story| &story.events).any(is_overflow)
 }
 
-/// A skip that is known and accepted; any other fails where tests are required to run.
-struct Skip {
-    /// Test name without its rung, or a rung.
-    test: &'static str,
-    on: fn(&Host) -> bool,
-    because: &'static str,
-}
+/// Tests that may be skipped, and where: `test | kernel | reason`, as `cargo xtask test` reads it.
+const EXPECTED_SKIPS: &str = include_str!("../../../xtask/expected-skips.txt");
 
-const SKIPS: &[Skip] = &[
-    Skip {
-        test: "connect_local_port_range",
-        on: |host| host.version < (6, 3),
-        because: "IP_LOCAL_PORT_RANGE came with Linux 6.3",
-    },
-    Skip {
-        test: "fentry",
-        on: |host| host.is_locked_down,
-        because: "the kernel is locked down and loads no tracing programs",
-    },
-    Skip {
-        test: "kprobe",
-        on: |host| host.is_locked_down,
-        because: "the kernel is locked down and has no kprobes",
-    },
-];
-
-struct Host {
-    version: (u32, u32),
-    is_locked_down: bool,
-}
-
-impl Host {
-    fn here() -> Host {
-        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        let mut numbers = release.split(['.', '-']).map(|number| number.parse().unwrap_or(0));
-        let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-        let lockdown = std::fs::read_to_string("/sys/kernel/security/lockdown").unwrap_or_default();
-        let has_kprobes = std::path::Path::new("/sys/bus/event_source/devices/kprobe").exists();
-        Host {
-            version,
-            is_locked_down: lockdown.contains("[integrity]")
-                || lockdown.contains("[confidentiality]")
-                || !has_kprobes,
-        }
-    }
-}
-
-/// Why a skip of `test` on this host is expected.
-pub fn expected_skip(test: &str) -> Option<&'static str> {
-    let host = Host::here();
-    SKIPS.iter().find(|skip| skip.test == test && (skip.on)(&host)).map(|skip| skip.because)
+/// Whether a skip of `test` on the running kernel is accepted.
+pub fn is_skip_expected(rung: &str, test: &str) -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let series = release.splitn(3, ['.', '-']).take(2).collect::<Vec<_>>().join(".");
+    let places = ["*", &series, "native"].map(|kernel| [kernel.to_owned(), format!("{kernel}/{rung}")]);
+    let rows = EXPECTED_SKIPS.lines().filter(|line| !line.starts_with('#'));
+    rows.filter_map(|line| line.split_once('|')).any(|(name, rest)| {
+        let place = rest.split('|').next().unwrap_or_default().trim();
+        name.trim() == format!("{rung}::{test}") && places.concat().iter().any(|known| known == place)
+    })
 }

@@ -97,6 +97,8 @@ pub struct Summary {
     pub ended_by: String,
     #[serde(default)]
     pub complete: bool,
+    #[serde(default)]
+    pub duration_ns: u64,
 }
 
 impl Log {
@@ -106,13 +108,14 @@ impl Log {
         Ok(Log::parse(&text))
     }
 
-    fn parse(text: &str) -> Log {
+    pub fn parse(text: &str) -> Log {
         let mut log =
             Log { header: Header::default(), lines: Vec::new(), summary: None, defects: Vec::new() };
         let mut stacks = std::collections::HashSet::new();
         for (number, text) in text.lines().enumerate() {
             if let Err(defect) = log.take(number, text, &mut stacks) {
-                log.defects.push(format!("line {}: {defect}: `{text}`", number + 1));
+                let start: String = text.chars().take(240).collect();
+                log.defects.push(format!("line {}: {defect}: `{start}`", number + 1));
             }
         }
         if !text.ends_with('\n') {
@@ -147,7 +150,8 @@ impl Log {
             }
             _ if Kind::of_name(&kind).is_some() => {
                 let line: Line = serde_json::from_value(value).map_err(malformed)?;
-                let is_known = line.stack.as_ref().is_none_or(|id| stacks.contains(id));
+                // Told once for each stack.
+                let is_known = line.stack.as_ref().is_none_or(|id| !stacks.insert(id.clone()));
                 self.lines.push(line);
                 if !is_known {
                     return Err("names a stack that has not come".to_owned());

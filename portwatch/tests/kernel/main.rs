@@ -7,12 +7,15 @@
 //!
 //! Environment: `PORTWATCH_BIN`, the binary to test; `PORTWATCH_RUNGS`, a comma list, all of them unless told,
 //! where `none` plays the scenarios untraced and compares them with the kernel's counters alone;
-//! `PORTWATCH_REQUIRE_KERNEL=1`, a skip that is not in the table of expected ones fails.
+//! `PORTWATCH_REQUIRE_KERNEL=1`, a skip that is not in the table of expected ones fails; `PORTWATCH_LOGS`, a
+//! directory in which the event logs stay.
 
 mod check;
 mod coverage;
+mod flags;
 mod log;
 mod namespace;
+mod planted;
 mod play;
 mod run;
 mod scenarios;
@@ -41,7 +44,8 @@ fn main() -> ExitCode {
     }
     let args = Arguments::from_args();
     let rungs = std::env::var("PORTWATCH_RUNGS").unwrap_or_else(|_| RUNGS.to_owned());
-    let trials = rungs.split(',').flat_map(|rung| trials(rung.trim(), &args)).collect();
+    let mut trials: Vec<_> = rungs.split(',').flat_map(|rung| trials(rung.trim(), &args)).collect();
+    trials.push(Trial::test("planted_faults_are_found", || Ok(planted::faults_are_found().map(drop)?)));
     let conclusion = libtest_mimic::run(&args, trials);
     for skipped in SKIPPED.lock().expect("no test panicked with it").iter() {
         println!("SKIP {skipped}");
@@ -69,7 +73,10 @@ fn trials(rung: &str, args: &Arguments) -> Vec<Trial> {
         }));
     }
     let all = Arc::clone(&all);
-    trials.push(trial(rung, "log_is_whole", move || with_run(&shared, rung, &all, Run::check_log)));
+    if rung != UNTRACED {
+        trials.push(trial(rung, "log_is_whole", move || with_run(&shared, rung, &all, Run::check_log)));
+        trials.extend(flags::TESTS.iter().map(|&(name, test)| trial(rung, name, move || test(rung))));
+    }
     trials
 }
 
@@ -105,9 +112,8 @@ fn trial(
 
 /// A test that could not run: told, and a failure where that is not accepted.
 fn skip(rung: &str, name: &str, why: &str) -> Result<Completion, Failed> {
-    let expected = coverage::expected_skip(name).or_else(|| coverage::expected_skip(rung));
     let is_required = std::env::var("PORTWATCH_REQUIRE_KERNEL").is_ok_and(|value| value == "1");
-    if is_required && expected.is_none() {
+    if is_required && !coverage::is_skip_expected(rung, name) {
         return Err(format!("it may not be skipped here: {why}").into());
     }
     let why = why.trim().replace('\n', "; ");

@@ -1,6 +1,6 @@
 //! The parts that scenarios are played with: servers, connections, and processes of their own.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -72,12 +72,14 @@ impl Server {
     }
 
     /// Serves `count` connections, one after the other, each until its client closes.
+    pub fn serve_here(&self, count: usize) {
+        for _ in 0..count {
+            self.socket.accept_any().wait_for_end();
+        }
+    }
+
     pub fn serve(self, count: usize) -> JoinHandle<()> {
-        std::thread::spawn(move || {
-            for _ in 0..count {
-                self.socket.accept_any().wait_for_end();
-            }
-        })
+        std::thread::spawn(move || self.serve_here(count))
     }
 }
 
@@ -190,8 +192,19 @@ impl Part {
         truth
     }
 
-    pub fn stdin(&mut self) -> Option<std::process::ChildStdin> {
-        self.child.stdin.take()
+    /// A part that is told when to begin.
+    pub fn piped(name: &str) -> Part {
+        Part::with_stdin(name, &[], Stdio::piped())
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Tells a part that waits for it to go on.
+    pub fn tell(&mut self) {
+        let mut stdin = self.child.stdin.take().expect("it is piped, and told once");
+        stdin.write_all(b"go\n").expect("the part listens");
     }
 
     pub fn kill(mut self) {

@@ -2,8 +2,9 @@
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
 
@@ -19,7 +20,9 @@ const CANNOT_RUN: i32 = 77;
 pub struct Tracer {
     child: Child,
     stderr: Arc<Mutex<String>>,
-    directory: tempfile::TempDir,
+    log_path: PathBuf,
+    /// Goes with the tracer, unless logs are to be kept.
+    _directory: Option<tempfile::TempDir>,
 }
 
 /// Why a tracer did not start.
@@ -63,10 +66,9 @@ pub fn binary() -> OsString {
 impl Tracer {
     /// Starts `portwatch record --rung RUNG ARGS` and waits until it is ready.
     pub fn start<A: AsRef<std::ffi::OsStr>>(rung: &str, args: &[A]) -> Result<Tracer, NotStarted> {
-        let directory = tempfile::tempdir().expect("a directory for the log");
-        let log = log_path(&directory);
+        let (log_path, directory) = new_log(rung);
         let mut command = Command::new(binary());
-        command.arg("record").arg("-o").arg(&log).args(["--rung", rung]).args(args);
+        command.arg("record").arg("-o").arg(&log_path).args(["--rung", rung]).args(args);
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -74,7 +76,7 @@ impl Tracer {
             .spawn()
             .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
         let (stderr, ready) = listen(&mut child, rung);
-        let mut tracer = Tracer { child, stderr, directory };
+        let mut tracer = Tracer { child, stderr, log_path, _directory: directory };
         match ready.recv_timeout(PATIENCE) {
             Ok(()) => Ok(tracer),
             Err(RecvTimeoutError::Timeout) => Err(tracer.fail(None)),
@@ -98,8 +100,8 @@ impl Tracer {
         self.child.id()
     }
 
-    pub fn log_path(&self) -> PathBuf {
-        log_path(&self.directory)
+    pub fn log_path(&self) -> &Path {
+        &self.log_path
     }
 
     fn stderr(&self) -> String {
@@ -118,7 +120,7 @@ impl Tracer {
         let Some(status) = self.wait_for_end() else {
             return Err(format!("portwatch did not end within {PATIENCE:?}: {}", self.stderr()));
         };
-        Ok(Ended { status, log: Log::read(&self.log_path())?, stderr: self.stderr() })
+        Ok(Ended { status, log: Log::read(&self.log_path)?, stderr: self.stderr() })
     }
 
     fn wait_for_end(&mut self) -> Option<ExitStatus> {
@@ -134,8 +136,16 @@ impl Drop for Tracer {
     }
 }
 
-fn log_path(directory: &tempfile::TempDir) -> PathBuf {
-    directory.path().join("log.jsonl")
+/// Where a log goes: into `PORTWATCH_LOGS` to be kept, or else where it is removed with its tracer.
+fn new_log(rung: &str) -> (PathBuf, Option<tempfile::TempDir>) {
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    if let Some(directory) = std::env::var_os("PORTWATCH_LOGS") {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{rung}-{}-{number}.jsonl", std::process::id());
+        return (PathBuf::from(directory).join(name), None);
+    }
+    let directory = tempfile::tempdir().expect("a directory for the log");
+    (directory.path().join("log.jsonl"), Some(directory))
 }
 
 /// Collects standard error and tells when the ready line has come.

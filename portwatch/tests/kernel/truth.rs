@@ -40,6 +40,8 @@ pub struct Story {
     /// The call that got the port, or failed to: `CLOCK_MONOTONIC` before and after it.
     pub call_ns: (u64, u64),
     pub listens: bool,
+    /// A filter by peer holds the line of a bind back until the socket connects.
+    pub told_at_connect: bool,
     pub events: Vec<Happened>,
 }
 
@@ -288,6 +290,7 @@ impl Truth {
             peer: None,
             call_ns: (begun_ns, now_ns()),
             listens: false,
+            told_at_connect: false,
             events,
         })
     }
@@ -344,8 +347,10 @@ impl Truth {
     fn got_port(&mut self, socket: &Socket, peer: SocketAddr, begun_ns: u64) -> Id {
         let id = self.begin(socket, How::Connect, begun_ns, vec![Happened::Allocated]);
         let local = socket.local();
+        // A failed connect leaves the port to be read, but not the address; loopback talks to itself.
+        let address = if local.ip().is_unspecified() { peer.ip() } else { local.ip() };
         let story = self.story(id);
-        (story.local, story.port, story.peer) = (Some(local.ip()), Some(local.port()), Some(peer));
+        (story.local, story.port, story.peer) = (Some(address), Some(local.port()), Some(peer));
         id
     }
 

@@ -26,7 +26,7 @@ pub fn log(log: &Log, rung: &str, tracer_pid: u32) -> Vec<String> {
     problems
 }
 
-/// `kernel_totals` = `events` − `inferred` + `lost` + `filtered`, for every type; and nothing is lost here.
+/// For every type: `kernel_totals` = `events` + `lost` + `filtered`, lines = `events` + `inferred`. Nothing is lost here.
 fn totals(log: &Log, summary: &Summary, problems: &mut Vec<String>) {
     if !summary.complete {
         problems.push("the summary is not complete".to_owned());
@@ -38,12 +38,14 @@ fn totals(log: &Log, summary: &Summary, problems: &mut Vec<String>) {
     for (_, name) in Kind::ALL {
         let of = |table: &BTreeMap<String, u64>| table.get(name).copied().unwrap_or(0);
         let lost: u64 = summary.lost.get(name).into_iter().flat_map(BTreeMap::values).sum();
-        let events = of(&summary.events);
+        let (events, inferred) = (of(&summary.events), of(&summary.inferred));
         let lines = counted.get(name).copied().unwrap_or(0);
-        if events != lines {
-            problems.push(format!("the summary says {events} `{name}`, the log has {lines}"));
+        if events + inferred != lines {
+            problems.push(format!(
+                "the summary says {events} `{name}` and {inferred} inferred, the log has {lines}"
+            ));
         }
-        let accounted = events + lost + of(&summary.filtered) - of(&summary.inferred).min(events);
+        let accounted = events + lost + of(&summary.filtered);
         if of(&summary.kernel_totals) != accounted {
             problems.push(format!("`{name}` does not add up: {summary:?}"));
         }

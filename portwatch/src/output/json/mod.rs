@@ -236,16 +236,12 @@ fn put_what(line: &mut Object, clock: &Clock, what: &What, hold: &Hold) {
             if *closed_by != owner {
                 line.number_if_known("closed_by", *closed_by);
             }
-            if let Some(held_ns) = *held_ns {
-                line.number("held_ns", held_ns);
-            }
+            line.number_or_null("held_ns", *held_ns);
             put_traffic(line, traffic);
         }
         What::PortReleased { reason, held_ns } => {
             line.name("reason", reason.name());
-            if let Some(held_ns) = *held_ns {
-                line.number("held_ns", held_ns);
-            }
+            line.number_or_null("held_ns", *held_ns);
         }
     }
 }

@@ -214,6 +214,17 @@ fn time_wait_names_its_substate_when_the_entry_was_seen() {
 }
 
 #[test]
+fn how_long_is_null_where_nobody_saw_the_beginning() {
+    let hold = scene::hold(1, Some(2));
+    let traffic = Traffic::default();
+    let closed = What::Closed { closer: None, traffic, held_ns: None, closed_by: None };
+    for what in [closed, What::PortReleased { reason: Reason::Closed, held_ns: None }] {
+        let line = event_line(&hold, what);
+        assert!(keys(&line).contains(&"held_ns") && line["held_ns"].is_null(), "{line}");
+    }
+}
+
+#[test]
 fn every_reason_of_a_release_has_its_name() {
     for (reason, name) in [
         (Reason::Closed, "closed"),

@@ -34,8 +34,8 @@ fn lines_of_an_ordinary_ipv4_connection_take_80_to_100_columns() {
         What::PortAllocated,
         What::Established { connect_ns: Some(25_300_000) },
         What::TimeWait { closer, traffic, substate: TimeWaitState::FinWait2 },
-        What::Closed { closer, traffic, held_ns: 12_300_000_000, closed_by: None },
-        What::PortReleased { reason: Reason::Closed, held_ns: 2_000_000 },
+        What::Closed { closer, traffic, held_ns: Some(12_300_000_000), closed_by: None },
+        What::PortReleased { reason: Reason::Closed, held_ns: Some(2_000_000) },
     ];
     let text = text_of(false, |out| {
         for what in story {

@@ -121,6 +121,13 @@ fn released(reason: Reason) -> &'static str {
     }
 }
 
+fn held(held_ns: Option<u64>) -> String {
+    match held_ns {
+        Some(ns) => format!("held {}", duration(ns)),
+        None => "held since before the start".into(),
+    }
+}
+
 /// A duration with three figures or so.
 pub(super) fn duration(ns: u64) -> String {
     const MS: u64 = 1_000_000;
@@ -198,12 +205,5 @@ mod tests {
         hold.begun_mono_ns = scene::START_MONO_NS;
         hold.search_ns = None;
         assert_eq!(words(&hold), "by connect, seen 2.0 ms late");
-    }
-}
-
-fn held(held_ns: Option<u64>) -> String {
-    match held_ns {
-        Some(ns) => format!("held {}", duration(ns)),
-        None => "held since before the start".into(),
     }
 }

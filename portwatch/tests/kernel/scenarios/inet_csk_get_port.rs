@@ -42,8 +42,9 @@ fn connect_bound(truth: &mut Truth, server: &Server, client: Socket, id: Id) -> 
     Connection { client, accepted, id }
 }
 
-fn refuse_bound(truth: &mut Truth, client: &Socket, id: Id) {
-    assert_eq!(client.connect(address(NOBODY)), Err(Errno::ECONNREFUSED));
+fn refuse_bound(truth: &mut Truth, client: &Socket, id: Id, peer: &str) {
+    assert_eq!(client.connect(address(peer)), Err(Errno::ECONNREFUSED));
+    truth.story(id).peer = Some(address(peer));
     truth.then(id, [Happened::ConnectFailed(Failure::Errno(Errno::ECONNREFUSED as i32))]);
 }
 
@@ -61,8 +62,7 @@ fn bind_any_then_connect(truth: &mut Truth) {
 fn bind_any_refused_then_connect(truth: &mut Truth) {
     let server = Server::start(truth, V4);
     let (client, id) = bound(truth, ANY_PORT);
-    truth.story(id).peer = Some(address(NOBODY));
-    refuse_bound(truth, &client, id);
+    refuse_bound(truth, &client, id, NOBODY);
     truth.then(id, [released(Reason::Closed)]);
     server.connect(truth, client).close_client_first(truth);
 }
@@ -80,9 +80,10 @@ fn bind_fixed_then_connect(truth: &mut Truth) {
 
 /// A port that was asked for by number stays with the socket, and so does the hold.
 fn bind_fixed_refused_then_connect(truth: &mut Truth) {
-    let server = Server::start(truth, V4);
     let (client, id) = bound(truth, "127.0.0.1:8001");
-    refuse_bound(truth, &client, id);
+    // Nobody listens there yet.
+    refuse_bound(truth, &client, id, V4);
+    let server = Server::start(truth, V4);
     connect_bound(truth, &server, client, id).close_client_first(truth);
 }
 

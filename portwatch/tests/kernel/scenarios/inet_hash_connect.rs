@@ -198,6 +198,7 @@ fn connect_until_killed(args: &[String]) -> Truth {
         peer: Some(peer),
         call_ns: (now_ns(), 0),
         listens: false,
+        told_at_connect: false,
         events: vec![
             Happened::Allocated,
             Happened::ConnectFailed(Failure::Abandoned),

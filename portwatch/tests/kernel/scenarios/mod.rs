@@ -4,6 +4,7 @@ mod inet_csk_get_port;
 mod inet_hash_connect;
 mod inet_sock_set_state;
 mod inet_twsk;
+pub mod mixed;
 mod owner;
 mod volume;
 
@@ -58,6 +59,6 @@ pub fn named(name: &str) -> Option<&'static Scenario> {
 pub type PartFn = fn(&[String]) -> Truth;
 
 pub fn part(name: &str) -> Option<PartFn> {
-    let tables = [inet_hash_connect::PARTS, owner::PARTS];
+    let tables = [inet_hash_connect::PARTS, owner::PARTS, mixed::PARTS];
     tables.into_iter().flatten().find(|(known, _)| *known == name).map(|(_, run)| *run)
 }

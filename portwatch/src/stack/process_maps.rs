@@ -1,0 +1,523 @@
+//! Which code is mapped where, per process, remembered for as long as a stack of it may still arrive.
+//!
+//! Knowledge comes from two places: `/proc/PID/maps`, read when a process is asked for, and the records of
+//! [`super::sideband`], which also cover processes that are gone before anybody could look. Only executable
+//! mappings are kept. A process is named by its number and its start, so that a reused number is another process.
+
+use std::collections::{HashMap, VecDeque};
+use std::ffi::OsStr;
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::start_time;
+
+/// Bytes of one `/proc/PID/maps` that are read. A line is about 100 bytes, and `vm.max_map_count` is 65530 by default.
+const MAPS_BYTES_MAX: u64 = 16 << 20;
+
+/// Executable mappings kept per process. Past this the newest are dropped and counted.
+const MAPPINGS_MAX: usize = 16_384;
+
+/// How far apart two statements about the start of one process may lie: `/proc` counts in steps of 10 ms, and a
+/// fork record is made a little after the start time was taken.
+const START_SLACK_NS: u64 = 1_000_000_000;
+
+/// How long the mappings of a process that exited stay, for events that are still in a queue.
+const KEEP_AFTER_EXIT_NS: u64 = 10_000_000_000;
+
+/// A file as `/proc/PID/maps` and `PERF_RECORD_MMAP2` name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileId {
+    pub major: u32,
+    pub minor: u32,
+    pub inode: u64,
+}
+
+/// What an executable mapping holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// `path` as written by the kernel, without the mark of a deleted file.
+    File {
+        id: FileId,
+        path: Arc<Path>,
+        is_deleted: bool,
+    },
+    Vdso,
+    /// Memory without a file, where just-in-time compilers put their code. The text is the kernel's name for it.
+    Anonymous(Arc<str>),
+}
+
+/// An executable mapping.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    pub start: u64,
+    pub end: u64,
+    /// Of `start` in the file, bytes.
+    pub offset: u64,
+    pub backing: Backing,
+}
+
+impl Mapping {
+    /// From the fields of a line or a record. `name` is the path or pseudo-path.
+    pub(super) fn new(start: u64, end: u64, offset: u64, id: FileId, name: &[u8]) -> Option<Mapping> {
+        if start >= end {
+            return None;
+        }
+        let backing = match name {
+            b"[vdso]" => Backing::Vdso,
+            [b'/', rest @ ..] if id.inode != 0 && !rest.starts_with(b"/") => {
+                let (path, is_deleted) = match name.strip_suffix(b" (deleted)") {
+                    Some(path) => (path, true),
+                    None => (name, false),
+                };
+                Backing::File { id, path: Arc::from(Path::new(OsStr::from_bytes(path))), is_deleted }
+            }
+            _ => Backing::Anonymous(String::from_utf8_lossy(name).into()),
+        };
+        Some(Mapping { start, end, offset, backing })
+    }
+}
+
+/// One generation of a process's address space: it lasts until exec, and changes its number when a mapping is
+/// replaced by another file's.
+#[derive(Clone, Debug)]
+pub struct Space {
+    /// Names this state of the address space within a run. A fork without exec inherits it.
+    pub generation: u64,
+    /// Sorted by `start`, without overlaps.
+    mappings: Arc<Vec<Mapping>>,
+    /// Everything that was mapped at some point is known, not only what records told.
+    is_complete: bool,
+    /// Start of the process, `CLOCK_BOOTTIME`; `None` when not known.
+    start_boot_ns: Option<u64>,
+    /// When this program began to run, `CLOCK_MONOTONIC`; 0 when it was there before anybody looked.
+    since_mono_ns: u64,
+    /// When the process ended or replaced its program.
+    until_mono_ns: Option<u64>,
+    /// Value of the use counter when it was last asked for.
+    used: u64,
+}
+
+impl Space {
+    fn new(generation: u64, start_boot_ns: Option<u64>, since_mono_ns: u64, used: u64) -> Space {
+        Space {
+            generation,
+            mappings: Arc::default(),
+            is_complete: false,
+            start_boot_ns,
+            since_mono_ns,
+            until_mono_ns: None,
+            used,
+        }
+    }
+
+    /// The mapping that holds `address`.
+    pub fn find(&self, address: u64) -> Option<&Mapping> {
+        let after = self.mappings.partition_point(|mapping| mapping.start <= address);
+        let mapping = &self.mappings[after.checked_sub(1)?];
+        (address < mapping.end).then_some(mapping)
+    }
+
+    pub fn mappings(&self) -> &[Mapping] {
+        &self.mappings
+    }
+}
+
+/// Why nothing is known of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// It ended before its mappings could be read.
+    Gone,
+    /// Its number is another process's now.
+    Reused,
+    NotPermitted,
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Missing::Gone => "the process ended before its mappings were read",
+            Missing::Reused => "the process ended and its number was used again",
+            Missing::NotPermitted => "the mappings of the process may not be read",
+        })
+    }
+}
+
+/// What was refused or given up, for the summary.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Address spaces forgotten to make room.
+    pub evicted: u64,
+    /// Mappings not kept because a process has too many.
+    pub mappings_dropped: u64,
+    /// Processes whose mappings could not be had.
+    pub missing: u64,
+}
+
+/// Address spaces by process.
+#[derive(Debug)]
+pub struct ProcessMaps {
+    /// Several per number: one was reused, and stacks of the former may still arrive.
+    spaces: HashMap<u32, Vec<Space>>,
+    capacity: usize,
+    count: usize,
+    generation: u64,
+    uses: u64,
+    /// Processes that exited, in order, until they are forgotten: (time, number).
+    exits: VecDeque<(u64, u32)>,
+    /// Records keep what is known up to date. Without, `/proc` is read anew for every stack.
+    is_followed: bool,
+    counters: Counters,
+}
+
+impl ProcessMaps {
+    /// Keeps at most `capacity` address spaces.
+    pub fn new(capacity: usize) -> ProcessMaps {
+        ProcessMaps {
+            spaces: HashMap::new(),
+            capacity: capacity.max(1),
+            count: 0,
+            generation: 0,
+            uses: 0,
+            exits: VecDeque::new(),
+            is_followed: false,
+            counters: Counters::default(),
+        }
+    }
+
+    /// Says whether records of [`super::sideband`] arrive.
+    pub fn set_followed(&mut self, is_followed: bool) {
+        self.is_followed = is_followed;
+    }
+
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// The address space at `mono_ns` of process `tgid` that started at `start_boot_ns`, 0 when not known. Reads
+    /// `/proc/PID/maps` where the records do not suffice.
+    ///
+    /// # Errors
+    /// When the process is gone and no record told of it.
+    pub fn find(&mut self, tgid: u32, start_boot_ns: u64, mono_ns: u64) -> Result<Space, Missing> {
+        self.uses += 1;
+        let uses = self.uses;
+        let is_followed = self.is_followed;
+        let known = self.position(tgid, start_boot_ns, mono_ns);
+        if let Some(space) = self.slot(tgid, known) {
+            space.used = uses;
+            if space.until_mono_ns.is_some() || (is_followed && space.is_complete) {
+                return Ok(space.clone());
+            }
+        }
+        match read_maps(tgid, start_boot_ns) {
+            Ok((mappings, start)) => {
+                let (mappings, dropped) = tidy(mappings);
+                self.counters.mappings_dropped += dropped;
+                let new_generation = self.next_generation();
+                let mappings = Arc::new(mappings);
+                if let Some(space) = self.slot(tgid, known) {
+                    // The same code at the same place keeps its number, and with it the rows that were learned.
+                    if !is_extension(&space.mappings, &mappings) {
+                        space.generation = new_generation;
+                    }
+                    (space.mappings, space.is_complete, space.start_boot_ns) = (mappings, true, Some(start));
+                    return Ok(space.clone());
+                }
+                let space =
+                    Space { mappings, is_complete: true, ..Space::new(new_generation, Some(start), 0, uses) };
+                self.insert(tgid, space.clone());
+                Ok(space)
+            }
+            Err(missing) => match self.slot(tgid, known).filter(|space| !space.mappings.is_empty()) {
+                // What the records told of it is better than nothing.
+                Some(space) => Ok(space.clone()),
+                None => {
+                    self.counters.missing += 1;
+                    Err(missing)
+                }
+            },
+        }
+    }
+
+    /// As [`ProcessMaps::find`], but looks into `/proc` again if it can, because an address was in no known mapping.
+    ///
+    /// # Errors
+    /// As for `find`.
+    pub fn refresh(&mut self, tgid: u32, start_boot_ns: u64, mono_ns: u64) -> Result<Space, Missing> {
+        let known = self.position(tgid, start_boot_ns, mono_ns);
+        if let Some(space) = self.slot(tgid, known) {
+            space.is_complete = false;
+        }
+        self.find(tgid, start_boot_ns, mono_ns)
+    }
+
+    /// A process was made. It has its parent's mappings.
+    pub(super) fn forked(&mut self, tgid: u32, parent: u32, start_boot_ns: u64, mono_ns: u64) {
+        // A parent from before the start is read now: the child may not live long enough to be read itself.
+        let from = match self.current(parent) {
+            Some(space) if space.is_complete => Some(space.clone()),
+            _ => self.find(parent, 0, mono_ns).ok(),
+        };
+        let new = Space::new(0, Some(start_boot_ns), mono_ns, self.uses);
+        let space = match from {
+            Some(from) => Space {
+                generation: from.generation,
+                mappings: from.mappings,
+                is_complete: from.is_complete,
+                ..new
+            },
+            None => Space { generation: self.next_generation(), ..new },
+        };
+        self.insert(tgid, space);
+    }
+
+    /// A process replaced its program: whatever is mapped from now on will be told by records.
+    pub(super) fn executed(&mut self, tgid: u32, mono_ns: u64) {
+        let start_boot_ns =
+            self.spaces.get(&tgid).and_then(|spaces| spaces.last()).and_then(|s| s.start_boot_ns);
+        self.exited(tgid, mono_ns);
+        let generation = self.next_generation();
+        let new = Space::new(generation, start_boot_ns, mono_ns, self.uses);
+        self.insert(tgid, Space { is_complete: true, ..new });
+    }
+
+    /// Code was mapped.
+    pub(super) fn mapped(&mut self, tgid: u32, mapping: Mapping) {
+        if self.current(tgid).is_none() {
+            // Known from this on, the rest is read when it is asked for.
+            let space = Space::new(self.next_generation(), None, 0, self.uses);
+            self.insert(tgid, space);
+        }
+        let generation = self.generation + 1;
+        let Some(space) = self.spaces.get_mut(&tgid).and_then(|spaces| spaces.last_mut()) else { return };
+        let (is_replaced, is_dropped) = overlay(Arc::make_mut(&mut space.mappings), mapping);
+        if is_replaced {
+            space.generation = generation;
+            self.generation = generation;
+        }
+        self.counters.mappings_dropped += u64::from(is_dropped);
+    }
+
+    /// A process ended. What is known of it stays for a while.
+    pub(super) fn exited(&mut self, tgid: u32, mono_ns: u64) {
+        if let Some(space) = self.spaces.get_mut(&tgid).and_then(|spaces| spaces.last_mut())
+            && space.until_mono_ns.is_none()
+        {
+            space.until_mono_ns = Some(mono_ns);
+            self.exits.push_back((mono_ns, tgid));
+        }
+    }
+
+    /// Forgets processes that ended long enough before `mono_ns`.
+    pub(super) fn expire(&mut self, mono_ns: u64) {
+        while let Some(&(ended, tgid)) = self.exits.front()
+            && ended.saturating_add(KEEP_AFTER_EXIT_NS) <= mono_ns
+        {
+            self.exits.pop_front();
+            self.retain(tgid, |space| space.until_mono_ns != Some(ended));
+        }
+    }
+
+    /// Records were lost: what they would have told is read again where it can be.
+    pub(super) fn distrust(&mut self) {
+        for space in self.spaces.values_mut().flatten() {
+            space.is_complete = false;
+        }
+    }
+
+    /// Of all that had the number, the nearest in start; of its programs, the one that ran at `mono_ns`.
+    fn position(&self, tgid: u32, start_boot_ns: u64, mono_ns: u64) -> Option<usize> {
+        let spaces = self.spaces.get(&tgid)?;
+        let distance = |space: &Space| match (start_boot_ns, space.start_boot_ns) {
+            (0, _) => 0,
+            (wanted, Some(start)) => start.abs_diff(wanted),
+            (_, None) => START_SLACK_NS - 1,
+        };
+        let nearest = spaces.iter().map(distance).min().filter(|&distance| distance < START_SLACK_NS)?;
+        let mut candidates = (0..spaces.len()).filter(|&at| distance(&spaces[at]) == nearest);
+        candidates.clone().rfind(|&at| spaces[at].since_mono_ns <= mono_ns).or_else(|| candidates.next())
+    }
+
+    fn slot(&mut self, tgid: u32, at: Option<usize>) -> Option<&mut Space> {
+        self.spaces.get_mut(&tgid)?.get_mut(at?)
+    }
+
+    fn current(&self, tgid: u32) -> Option<&Space> {
+        self.spaces.get(&tgid)?.last().filter(|space| space.until_mono_ns.is_none())
+    }
+
+    fn insert(&mut self, tgid: u32, space: Space) {
+        if self.count >= self.capacity {
+            self.evict();
+        }
+        self.count += 1;
+        self.spaces.entry(tgid).or_default().push(space);
+    }
+
+    /// Makes room for an eighth at once, so that a full table does not scan itself for every process.
+    fn evict(&mut self) {
+        let mut used: Vec<u64> = self.spaces.values().flatten().map(|space| space.used).collect();
+        let cut = used.len() / 8;
+        let (_, &mut limit, _) = used.select_nth_unstable(cut);
+        let mut excess = cut + 1;
+        let before = self.count;
+        self.spaces.retain(|_, spaces| {
+            spaces.retain(|space| {
+                let goes = excess > 0 && space.used <= limit;
+                excess -= usize::from(goes);
+                !goes
+            });
+            !spaces.is_empty()
+        });
+        self.count = self.spaces.values().map(Vec::len).sum();
+        self.counters.evicted += (before - self.count) as u64;
+    }
+
+    fn retain(&mut self, tgid: u32, keep: impl Fn(&Space) -> bool) {
+        if let Some(spaces) = self.spaces.get_mut(&tgid) {
+            let before = spaces.len();
+            spaces.retain(keep);
+            self.count -= before - spaces.len();
+            if spaces.is_empty() {
+                self.spaces.remove(&tgid);
+            }
+        }
+    }
+
+    fn next_generation(&mut self) -> u64 {
+        self.generation += 1;
+        self.generation
+    }
+}
+
+/// Lays a mapping over those there are. Returns whether it took the place of other code, and whether there was no room.
+fn overlay(mappings: &mut Vec<Mapping>, new: Mapping) -> (bool, bool) {
+    let mut is_replaced = false;
+    let mut kept = Vec::new();
+    mappings.retain_mut(|old| {
+        if old.end <= new.start || new.end <= old.start {
+            return true;
+        }
+        is_replaced |= !is_same_code(old, &new);
+        // What sticks out on either side is still the former.
+        if old.end > new.end {
+            let cut = new.end - old.start;
+            kept.push(Mapping { start: new.end, offset: old.offset.wrapping_add(cut), ..old.clone() });
+        }
+        old.end = new.start.min(old.end);
+        old.start < old.end
+    });
+    mappings.append(&mut kept);
+    let is_full = mappings.len() >= MAPPINGS_MAX;
+    if !is_full {
+        mappings.push(new);
+    }
+    mappings.sort_unstable_by_key(|mapping| mapping.start);
+    (is_replaced, is_full)
+}
+
+/// Whether an address in both means the same code.
+fn is_same_code(a: &Mapping, b: &Mapping) -> bool {
+    let same_backing = match (&a.backing, &b.backing) {
+        (Backing::File { id: a, .. }, Backing::File { id: b, .. }) => a == b,
+        // Anonymous code may be anything at any time; there is nothing to tell it by.
+        (Backing::Anonymous(_), Backing::Anonymous(_)) | (Backing::Vdso, Backing::Vdso) => true,
+        _ => false,
+    };
+    same_backing && a.start.wrapping_sub(a.offset) == b.start.wrapping_sub(b.offset)
+}
+
+/// Whether everything in `old` is still there in `new`.
+fn is_extension(old: &[Mapping], new: &[Mapping]) -> bool {
+    old.iter().all(|old| {
+        let at = new.partition_point(|new| new.end <= old.start);
+        new[at..].first().is_none_or(|new| new.start >= old.end || is_same_code(old, new))
+    })
+}
+
+/// Sorts what `/proc` said; it is sorted, but nothing here relies on that.
+fn tidy(mut mappings: Vec<Mapping>) -> (Vec<Mapping>, u64) {
+    let dropped = mappings.len().saturating_sub(MAPPINGS_MAX);
+    mappings.truncate(MAPPINGS_MAX);
+    mappings.sort_unstable_by_key(|mapping| mapping.start);
+    mappings.dedup_by(|later, earlier| later.start < earlier.end);
+    (mappings, dropped as u64)
+}
+
+/// Mappings and start of a live process. A `start_boot_ns` other than 0 must be its start.
+fn read_maps(tgid: u32, start_boot_ns: u64) -> Result<(Vec<Mapping>, u64), Missing> {
+    let mut mappings = read_maps_at(&format!("/proc/{tgid}/maps"))?;
+    if mappings.is_empty() {
+        // The first thread ended before the others; they still have the address space.
+        let tasks = fs::read_dir(format!("/proc/{tgid}/task")).into_iter().flatten().flatten();
+        let of_task = |task: fs::DirEntry| read_maps_at(&task.path().join("maps").to_string_lossy()).ok();
+        mappings = tasks.filter_map(of_task).find(|mappings| !mappings.is_empty()).ok_or(Missing::Gone)?;
+    }
+    // Afterwards: the number may have been another process's when it was opened.
+    let start = start_time::of_process(tgid).ok_or(Missing::Gone)?;
+    if start_boot_ns != 0 && start.abs_diff(start_boot_ns) >= START_SLACK_NS {
+        return Err(Missing::Reused);
+    }
+    Ok((mappings, if start_boot_ns == 0 { start } else { start_boot_ns }))
+}
+
+fn read_maps_at(path: &str) -> Result<Vec<Mapping>, Missing> {
+    let missing = |error: io::Error| match error.kind() {
+        io::ErrorKind::PermissionDenied => Missing::NotPermitted,
+        _ => Missing::Gone,
+    };
+    let mut text = Vec::new();
+    File::open(path).map_err(missing)?.take(MAPS_BYTES_MAX).read_to_end(&mut text).map_err(missing)?;
+    Ok(parse(&text))
+}
+
+/// Executable mappings of a `/proc/PID/maps`. Lines of another shape are skipped.
+pub fn parse(text: &[u8]) -> Vec<Mapping> {
+    text.split(|&byte| byte == b'\n').filter_map(parse_line).collect()
+}
+
+/// `start-end rwxp offset major:minor inode   path`, numbers in base 16 except the inode.
+fn parse_line(line: &[u8]) -> Option<Mapping> {
+    let mut rest = line;
+    let mut field = || {
+        let end = rest.iter().position(|&byte| byte == b' ').unwrap_or(rest.len());
+        let (field, after) = rest.split_at(end);
+        rest = after.strip_prefix(b" ").unwrap_or(after);
+        str::from_utf8(field).ok()
+    };
+    let (start, end) = field()?.split_once('-')?;
+    let protection = field()?;
+    let offset = field()?;
+    let (major, minor) = field()?.split_once(':')?;
+    let inode = field()?;
+    if protection.as_bytes().get(2) != Some(&b'x') {
+        return None;
+    }
+    let hex = |digits| u64::from_str_radix(digits, 16).ok();
+    let hex32 = |digits| u32::from_str_radix(digits, 16).ok();
+    let id = FileId { major: hex32(major)?, minor: hex32(minor)?, inode: inode.parse().ok()? };
+    Mapping::new(hex(start)?, hex(end)?, hex(offset)?, id, &unescape(rest.trim_ascii_start()))
+}
+
+/// The kernel writes a newline in a path as `\012`, and nothing else in its place.
+fn unescape(path: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(path.len());
+    let mut rest = path;
+    while let Some((&first, after)) = rest.split_first() {
+        match rest.strip_prefix(b"\\012") {
+            Some(after) => {
+                bytes.push(b'\n');
+                rest = after;
+            }
+            None => {
+                bytes.push(first);
+                rest = after;
+            }
+        }
+    }
+    bytes
+}
