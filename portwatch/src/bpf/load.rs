@@ -68,7 +68,7 @@ impl fmt::Display for LoadError {
 impl std::error::Error for LoadError {}
 
 /// An error and its causes; the verifier's log, if there is one, only in its last lines.
-fn one_line(error: &anyhow::Error) -> String {
+pub(super) fn one_line(error: &anyhow::Error) -> String {
     let mut parts: Vec<String> = Vec::new();
     for cause in error.chain() {
         let text = cause.to_string();
@@ -81,7 +81,7 @@ fn one_line(error: &anyhow::Error) -> String {
             parts.push(text);
         }
     }
-    parts.join(": ").escape_debug().to_string()
+    parts.join(": ")
 }
 
 /// Attached programs and their maps. Dropping it detaches them.

@@ -2,6 +2,7 @@
 
 mod args;
 mod demo;
+mod doctor;
 pub mod failure;
 mod record;
 mod trace;
@@ -40,6 +41,7 @@ enum Command {
     Trace(trace::TraceArgs),
     Record(record::RecordArgs),
     Demo(demo::DemoArgs),
+    Doctor(doctor::DoctorArgs),
 }
 
 /// Parses the command line and runs what it says. Wrong usage ends the process with 2, as clap does.
@@ -51,5 +53,6 @@ pub fn run() -> Result<ExitCode> {
         Command::Trace(args) => trace::run(args),
         Command::Record(args) => record::run(args),
         Command::Demo(args) => demo::run(args),
+        Command::Doctor(args) => doctor::run(args),
     }
 }

@@ -2,6 +2,12 @@
 //!
 //! `tests/data/btf` holds small copies of real kernels' types, see its README for how they are made.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::type_complexity,
+    reason = "a test may panic, and its tables need no names for their types"
+)]
+
 mod bpftool;
 mod minimise;
 mod writer;
