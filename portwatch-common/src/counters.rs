@@ -83,8 +83,8 @@ pub struct Counters {
     pub missed: [[u64; MISS_REASONS]; EVENT_KINDS],
     /// Calls seen from portwatch's own self-test, by [`hook`].
     pub self_test_hits: [u64; HOOKS],
-    /// Last sequence number given to a hold on this CPU.
-    pub sequence: u64,
+    /// State changes that the second program took because the first was running.
+    pub nested_runs: u64,
     /// Stacks not sent.
     pub stacks_missed: u64,
 }

@@ -55,3 +55,10 @@ pub fn stack_missed() {
     // SAFETY: a field.
     add(|c| unsafe { &raw mut (*c).stacks_missed });
 }
+
+/// The second program for state changes ran in place of the first.
+#[inline(always)]
+pub fn nested_run() {
+    // SAFETY: a field.
+    add(|c| unsafe { &raw mut (*c).nested_runs });
+}

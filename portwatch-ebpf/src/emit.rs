@@ -271,7 +271,7 @@ pub fn wants_releases() -> bool {
 #[inline(always)]
 pub fn stack(
     stack_id: u64,
-    tgid: u32,
+    owner: &wire::Owner,
     count: u32,
     addresses: *const [u64; STACK_FRAMES_MAX],
     now_ns: u64,
@@ -281,7 +281,8 @@ pub fn stack(
         unsafe {
             (&raw mut (*to).header).write(header::<wire::Stack>(kind::STACK, now_ns));
             (&raw mut (*to).stack_id).write(stack_id);
-            (&raw mut (*to).tgid).write(tgid);
+            (&raw mut (*to).start_boot_ns).write(owner.start_boot_ns);
+            (&raw mut (*to).tgid).write(owner.tgid);
             (&raw mut (*to).count).write(count);
             let from = addresses.cast::<u64>();
             let into = (&raw mut (*to).addresses).cast::<u64>();

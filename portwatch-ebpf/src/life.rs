@@ -4,7 +4,7 @@ use aya_ebpf::EbpfContext;
 use portwatch_common::counters::miss;
 use portwatch_common::wire::{self, Endpoints, confidence, failed_flags, how, kind, reason};
 
-use crate::maps::{PREEXISTING, SLOT_SCRATCH, SOCKETS, scratch};
+use crate::maps::{PREEXISTING, SLOT_SCRATCH, SOCKETS};
 use crate::settings::setting;
 use crate::slot::{Slot, flags};
 use crate::sock::Sock;
@@ -205,7 +205,7 @@ pub fn bind_failed<C: EbpfContext>(
 
 /// Takes in a socket that was open before the start, which user space has listed under its cookie.
 #[inline(always)]
-pub fn adopt(sk: Sock, now_ns: u64) -> Option<&'static mut Slot> {
+pub fn adopt(sk: Sock, place: u32, now_ns: u64) -> Option<&'static mut Slot> {
     let cookie = sk.cookie();
     if cookie == 0 {
         return None;
@@ -213,14 +213,11 @@ pub fn adopt(sk: Sock, now_ns: u64) -> Option<&'static mut Slot> {
     // SAFETY: written by user space, removed only here.
     let socket_id = unsafe { PREEXISTING.get(cookie) }?.socket_id;
     // SAFETY: see `SLOT_SCRATCH`.
-    let slot = unsafe { &mut *SLOT_SCRATCH.get_ptr_mut(scratch::ADOPT)? };
+    let slot = unsafe { &mut *SLOT_SCRATCH.get_ptr_mut(place)? };
     clear(slot);
     slot.hold.socket_id = socket_id;
     slot.hold.begun_mono_ns = now_ns;
-    slot.flags = flags::HAS_PORT
-        | flags::ANNOUNCED
-        | flags::ALLOCATION_TOLD
-        | flags::WAS_ESTABLISHED;
+    slot.flags = flags::HAS_PORT | flags::ANNOUNCED | flags::ALLOCATION_TOLD | flags::WAS_ESTABLISHED;
     sk.read_endpoints(&mut slot.hold.endpoints)?;
     track(sk, slot);
     let _ = PREEXISTING.remove(cookie);
@@ -229,12 +226,12 @@ pub fn adopt(sk: Sock, now_ns: u64) -> Option<&'static mut Slot> {
 
 /// A connection was accepted: nobody asked for its port, and the running task has nothing to do with it.
 #[inline(always)]
-pub fn accepted(sk: Sock, now_ns: u64) -> Option<()> {
+pub fn accepted(sk: Sock, place: u32, now_ns: u64) -> Option<()> {
     if !sk.is_tcp() {
         return None;
     }
     // SAFETY: see `SLOT_SCRATCH`.
-    let slot = unsafe { &mut *SLOT_SCRATCH.get_ptr_mut(scratch::ADOPT)? };
+    let slot = unsafe { &mut *SLOT_SCRATCH.get_ptr_mut(place)? };
     clear(slot);
     sk.read_endpoints(&mut slot.hold.endpoints)?;
     if setting!(filters) & !filter::WITHOUT_OWNER != 0 || !wants_addresses(&slot.hold.endpoints) {

@@ -48,6 +48,14 @@ pub static STACK_SCRATCH: PerCpuArray<StackScratch> = PerCpuArray::with_max_entr
 #[map]
 pub static CONNECTING: PerCpuArray<crate::slot::Connecting> = PerCpuArray::with_max_entries(1, 0);
 
+/// 1 while this CPU runs the program for state changes.
+#[map]
+pub static STATE_RUNNING: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
+
+/// `struct net *` whose time-wait table was full when last seen. Only on the tracepoint rung. Full: a guess is worse.
+#[map]
+pub static TABLES_AT_LIMIT: LruHashMap<u64, u32> = LruHashMap::with_max_entries(64, 0);
+
 /// When this CPU last woke the reader.
 #[map]
 pub static LAST_WAKE: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
@@ -96,7 +104,9 @@ pub mod scratch {
     pub const BIND_FAILED: u32 = 3;
     pub const LISTEN_FAILED: u32 = 4;
     pub const ADOPT: u32 = 5;
-    pub const PLACES: u32 = 6;
+    pub const ADOPT_NESTED: u32 = 6;
+    pub const ADOPT_TIME_WAIT: u32 = 7;
+    pub const PLACES: u32 = 8;
 }
 
 /// Values of [`PIDS`].

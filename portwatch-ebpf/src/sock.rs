@@ -64,6 +64,14 @@ impl Sock {
         kernel::<u32>(self.0, offset!(sk_err)).unwrap_or(0)
     }
 
+    /// Whether a descriptor still leads here: the last close() cuts the socket off before it does anything else.
+    #[inline(always)]
+    pub fn is_open(self) -> bool {
+        kernel_pointer(self.0, offset!(sk_socket))
+            .and_then(|socket| kernel_pointer(socket, offset!(socket_sk)))
+            .is_some_and(|sk| sk == self.0)
+    }
+
     /// `struct net *`
     #[inline(always)]
     pub fn net(self) -> Option<u64> {

@@ -46,7 +46,7 @@ pub fn take<C: EbpfContext>(ctx: &C, place: u32, owner: &Owner, now_ns: u64) -> 
     // SAFETY: only asked whether it is there.
     if unsafe { STACKS_SEEN.get(id) }.is_none() {
         // SAFETY: as above.
-        if emit::stack(id, owner.tgid, count, unsafe { &(*scratch).addresses }, now_ns) {
+        if emit::stack(id, owner, count, unsafe { &(*scratch).addresses }, now_ns) {
             let _ = STACKS_SEEN.insert(id, now_ns, 0);
         } else {
             counters::stack_missed();

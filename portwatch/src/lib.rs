@@ -2,16 +2,16 @@
 //!
 //! Modules in the order data flows through them.
 
-// A test may panic.
-#![cfg_attr(test, allow(clippy::unwrap_used))]
+// A test may panic, and its tables need no names for their types.
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::type_complexity))]
 
+pub mod aggregate;
+pub mod bpf;
+pub mod cli;
+pub mod event;
 pub mod filters;
 pub mod kernel;
-pub mod bpf;
-pub mod event;
-pub mod aggregate;
-pub mod stack;
 pub mod output;
 pub mod recording;
 pub mod session;
-pub mod cli;
+pub mod stack;

@@ -86,3 +86,20 @@ impl Drop for NoServices {
         }
     }
 }
+
+/// A program some task runs, and the package that brings it.
+pub struct Need {
+    pub program: &'static str,
+    pub package: &'static str,
+}
+
+/// Installs what of `needs` is not there. A program from elsewhere than apt is as good.
+pub fn provision(needs: &[Need], purpose: &str) -> Result<()> {
+    let mut missing: Vec<&str> = needs
+        .iter()
+        .filter(|need| process::find_program(need.program).is_none())
+        .map(|need| need.package)
+        .collect();
+    missing.dedup();
+    if missing.is_empty() { Ok(()) } else { install(&missing, purpose) }
+}

@@ -9,8 +9,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::apt::{self, Need};
+use crate::process;
 use crate::workspace::Workspace;
-use crate::{apt, process};
 
 const VERSION: &str = "0.13.0";
 
@@ -43,6 +44,8 @@ pub fn find_or_install(workspace: &Workspace, llvm_major: u32) -> Result<BpfLink
 }
 
 fn build(workspace: &Workspace, tools: &Path, llvm_major: u32) -> Result<()> {
+    // LLVM is C++, whose library the linker of a machine with only C lacks.
+    apt::provision(&[Need { program: "c++", package: "g++" }], "building `bpf-linker`")?;
     let (linked, prefix) = llvm(llvm_major)?;
     eprintln!(
         "xtask: building bpf-linker {VERSION} with LLVM {linked} into {} (once, about a minute)",

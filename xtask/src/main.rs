@@ -6,8 +6,16 @@
 mod apt;
 mod bpf_linker;
 mod bpf_toolchain;
+mod clients;
+mod expected_skips;
 mod process;
+mod results;
+mod static_build;
+mod static_elf;
+mod summary;
 mod task;
+mod test_run;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -32,6 +40,14 @@ enum Task {
     Build(task::build::Args),
     /// Build, then run `portwatch` with the arguments after `--`.
     Run(task::run::Args),
+    /// All tests: lints, unit tests, kernel tests here and on other kernels, real clients. Needs root.
+    Test(task::test::Args),
+    /// What needs no root: format, lints, unit, replay and command tests.
+    Check,
+    /// The kernel tests on other kernels, in emulated machines.
+    Vm(task::vm::Args),
+    /// One static file that runs anywhere, in target/dist.
+    Dist,
 }
 
 fn main() -> ExitCode {
@@ -53,5 +69,9 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Setup => task::setup::run(&workspace),
         Task::Build(args) => task::build::run(&workspace, &args),
         Task::Run(args) => task::run::run(&workspace, &args),
+        Task::Test(args) => task::test::run(&workspace, &args),
+        Task::Check => task::check::run(&workspace),
+        Task::Vm(args) => task::vm::run(&workspace, &args),
+        Task::Dist => task::dist::run(&workspace),
     }
 }

@@ -2,6 +2,8 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -38,6 +40,30 @@ impl Workspace {
         command
     }
 
+    /// Names of portwatch's integration tests, sorted.
+    pub fn tests(&self) -> Result<Vec<String>> {
+        let directory = self.root.join("portwatch/tests");
+        let entries = match fs::read_dir(&directory) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.with_context(|| format!("cannot read `{}`", directory.display()))?,
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let path = entry.with_context(|| format!("cannot read `{}`", directory.display()))?.path();
+            // As cargo finds them: a file, or a directory with a `main.rs`.
+            if path.extension().is_some_and(|extension| extension == "rs") || path.join("main.rs").exists() {
+                names.extend(path.file_stem().and_then(|stem| stem.to_str()).map(str::to_owned));
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Whether there is an integration test `name`.
+    pub fn has_test(&self, name: &str) -> bool {
+        self.tests().is_ok_and(|tests| tests.iter().any(|test| test == name))
+    }
+
     /// The kernel programs, ready to be embedded.
     pub fn bpf_object(&self) -> PathBuf {
         self.target.join("bpf/portwatch.bpf.o")
@@ -60,7 +86,7 @@ fn target_dir(cargo: &OsString, root: &Path) -> Result<PathBuf> {
 }
 
 /// The last string value of `key` in `json`; enough for one path, and spares the first build a JSON parser.
-fn json_string(json: &str, key: &str) -> Option<String> {
+pub fn json_string(json: &str, key: &str) -> Option<String> {
     let marker = format!("\"{key}\":\"");
     let mut rest = json[json.rfind(&marker)? + marker.len()..].chars();
     let mut value = String::new();

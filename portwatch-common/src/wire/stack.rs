@@ -12,6 +12,8 @@ pub struct Stack {
     pub header: Header,
     /// Hash of the addresses and of the address space they belong to. Never 0.
     pub stack_id: u64,
+    /// When its process started, `CLOCK_BOOTTIME`.
+    pub start_boot_ns: u64,
     /// Process whose address space it is, in portwatch's PID namespace.
     pub tgid: u32,
     /// Valid entries of `addresses`.
@@ -20,4 +22,4 @@ pub struct Stack {
     pub addresses: [u64; STACK_FRAMES_MAX],
 }
 
-const _: () = assert!(size_of::<Stack>() == 32 + 8 * STACK_FRAMES_MAX);
+const _: () = assert!(size_of::<Stack>() == 40 + 8 * STACK_FRAMES_MAX);

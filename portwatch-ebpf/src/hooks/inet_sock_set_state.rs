@@ -1,5 +1,9 @@
 //! `sock:inet_sock_set_state`, `tcp:tcp_destroy_sock`: state changes of TCP sockets, on every rung.
 //!
+//! The state change has two programs. From 6.1 on the kernel does not run a program again on a CPU on which it is
+//! running already, and a softirq that interrupts it in process context changes states, too: two in a thousand on a
+//! busy machine. The second program takes those, and only those: the first one says when it is running.
+//!
 //! Only the change to SYN_SENT is sure to run in the task that connects; every other one may run in whatever
 //! task, softirq or idle loop received a packet, and looks at the socket alone. TIME_WAIT never appears here:
 //! the full socket goes to CLOSE and an entry of another kind lives on.
@@ -11,7 +15,7 @@ use portwatch_common::counters::hook;
 use portwatch_common::wire::{closer, confidence, failed_flags, how, reason};
 
 use super::now;
-use crate::maps::{CONNECTING, scratch};
+use crate::maps::{CONNECTING, STATE_RUNNING, TABLES_AT_LIMIT, scratch};
 use crate::read::kernel;
 use crate::settings::{offset, setting};
 use crate::slot::{Slot, flags};
@@ -25,19 +29,48 @@ const EHOSTUNREACH: u32 = 113;
 /// Raw arguments: socket, old state, new state.
 #[raw_tracepoint(tracepoint = "inet_sock_set_state")]
 pub fn inet_sock_set_state(ctx: RawTracePointContext) -> i32 {
-    let sk = Sock(ctx.arg(0));
-    let (old, new) = (ctx.arg::<u32>(1) as u8, ctx.arg::<u32>(2) as u8);
-    match new {
-        state::SYN_SENT => {
-            if old == state::CLOSE {
-                connecting(&ctx, sk);
-            }
+    set_running(1);
+    let (sk, old, new) = arguments(&ctx);
+    if new == state::SYN_SENT && old == state::CLOSE {
+        connecting(&ctx, sk);
+    } else if is_of_interest(old, new) {
+        changed(sk, old, new, scratch::ADOPT);
+    }
+    set_running(0);
+    0
+}
+
+/// The same for what interrupts the other one. A connect never does: it is made in process context.
+///
+/// Must be attached after the other one, so that on kernels that do run programs again it finds that done.
+#[raw_tracepoint(tracepoint = "inet_sock_set_state")]
+pub fn inet_sock_set_state_nested(ctx: RawTracePointContext) -> i32 {
+    if STATE_RUNNING.get(0).copied() == Some(1) {
+        let (sk, old, new) = arguments(&ctx);
+        if is_of_interest(old, new) {
+            changed(sk, old, new, scratch::ADOPT_NESTED);
         }
-        state::SYN_RECV => {}
-        _ if old != new => changed(sk, old, new),
-        _ => {}
+        counters::nested_run();
     }
     0
+}
+
+#[inline(always)]
+fn arguments(ctx: &RawTracePointContext) -> (Sock, u8, u8) {
+    (Sock(ctx.arg(0)), ctx.arg::<u32>(1) as u8, ctx.arg::<u32>(2) as u8)
+}
+
+#[inline(always)]
+fn is_of_interest(old: u8, new: u8) -> bool {
+    old != new && new != state::SYN_SENT && new != state::SYN_RECV
+}
+
+#[inline(always)]
+fn set_running(value: u32) {
+    if let Some(running) = STATE_RUNNING.get_ptr_mut(0) {
+        // SAFETY: this CPU's map value. Volatile: the interrupt that reads it is none of the compiler's business.
+        unsafe { running.write_volatile(value) }
+    }
 }
 
 /// Raw argument: socket. Only on the tracepoint rung: the others see the port itself being put.
@@ -127,9 +160,9 @@ fn mark_connecting(sk: Sock, slot: &Slot) {
 
 /// Every other change.
 #[inline(always)]
-fn changed(sk: Sock, old: u8, new: u8) {
+fn changed(sk: Sock, old: u8, new: u8, place: u32) {
     let Some(slot) = life::slot_of(sk) else {
-        unknown_changed(sk, old, new);
+        unknown_changed(sk, old, new, place);
         return;
     };
     let now_ns = now();
@@ -156,10 +189,10 @@ fn changed(sk: Sock, old: u8, new: u8) {
 
 /// A change of a socket that is not tracked: open before the start, accepted, or not wanted.
 #[inline(always)]
-fn unknown_changed(sk: Sock, old: u8, new: u8) {
+fn unknown_changed(sk: Sock, old: u8, new: u8, place: u32) {
     if new == state::ESTABLISHED {
         if old == state::SYN_RECV && setting!(accepted) != 0 {
-            let _ = life::accepted(sk, now());
+            let _ = life::accepted(sk, place, now());
         }
         return;
     }
@@ -167,7 +200,7 @@ fn unknown_changed(sk: Sock, old: u8, new: u8) {
         return;
     }
     let now_ns = now();
-    let Some(slot) = life::adopt(sk, now_ns) else { return };
+    let Some(slot) = life::adopt(sk, place, now_ns) else { return };
     match new {
         state::CLOSE if old == state::SYN_SENT => connect_ended(sk, slot, now_ns),
         state::CLOSE if old == state::LISTEN => leave(sk, slot, now_ns),
@@ -268,8 +301,13 @@ fn connection_ended(sk: Sock, slot: &mut Slot, old: u8, now_ns: u64) {
         life::forget(sk);
         return;
     }
-    if setting!(rung) == rung::TRACEPOINT && may_have_entry && error == 0 {
-        slot.release_reason = reason::TW_OVERFLOW;
+    if setting!(rung) == rung::TRACEPOINT && error == 0 {
+        if may_have_entry {
+            slot.release_reason = reason::TW_OVERFLOW;
+        } else if sk.is_open() {
+            // Without a peer's reset and without a close(): connect(AF_UNSPEC).
+            slot.release_reason = reason::DISCONNECTED;
+        }
     }
     leave(sk, slot, now_ns);
 }
@@ -291,7 +329,8 @@ fn is_port_gone(sk: Sock, slot: &Slot) -> bool {
     slot.flags & flags::PORT_PUT != 0 || sk.num() == 0
 }
 
-/// Whether the namespace's time-wait table has room. At its limit an entry may or may not have been made.
+/// Whether the namespace's time-wait table had room. At its limit, the first that is seen there filled it, and what
+/// comes after that found it full.
 #[inline(always)]
 fn has_room_for_time_wait(sk: Sock) -> bool {
     if offset!(net_death_row) == ABSENT {
@@ -301,5 +340,16 @@ fn has_room_for_time_wait(sk: Sock) -> bool {
     let row = net + offset!(net_death_row) as u64;
     let count: u32 = kernel(row, offset!(death_row_count)).unwrap_or(0);
     let most: u32 = kernel(row, offset!(death_row_max)).unwrap_or(u32::MAX);
-    count.wrapping_sub(offset!(death_row_bias)) < most
+    // SAFETY: only asked whether it is there.
+    let was_at_limit = unsafe { TABLES_AT_LIMIT.get(net) }.is_some();
+    if count.wrapping_sub(offset!(death_row_bias)) < most {
+        if was_at_limit {
+            let _ = TABLES_AT_LIMIT.remove(net);
+        }
+        return true;
+    }
+    if !was_at_limit {
+        let _ = TABLES_AT_LIMIT.insert(net, 1, 0);
+    }
+    !was_at_limit
 }

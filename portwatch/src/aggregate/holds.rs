@@ -2,7 +2,7 @@
 //!
 //! Where no hook sees the end of TIME_WAIT, it is deduced here: the same 4-tuple is used again, or the time is over.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 
@@ -59,6 +59,21 @@ impl Holds {
     /// Takes in a hold that is known otherwise: one that was open before the start.
     pub fn insert(&mut self, hold: Arc<Hold>) {
         self.alive.insert(hold.socket, hold);
+    }
+
+    /// Takes in a time-wait entry whose end no hook will see and that has `left_ns` to live.
+    pub fn insert_waiting(&mut self, hold: Arc<Hold>, mono_ns: u64, left_ns: u64) {
+        let since_ns = (mono_ns + left_ns).saturating_sub(TIME_WAIT_NS);
+        let tuple = Tuple::from(&hold.endpoints);
+        let at = self.waiting.partition_point(|(other, ..)| *other <= since_ns);
+        self.waiting.insert(at, (since_ns, tuple, hold.socket));
+        self.waiting_by_tuple.insert(tuple, (since_ns, hold));
+    }
+
+    /// The ends of all holds, those in TIME_WAIT included.
+    pub fn endpoints(&self) -> HashSet<Endpoints> {
+        let waiting = self.waiting_by_tuple.values().map(|(_, hold)| hold);
+        self.alive.values().chain(waiting).map(|hold| hold.endpoints).collect()
     }
 
     /// Holds that are remembered.
@@ -151,7 +166,8 @@ impl Holds {
                 self.of(event(socket, What::TimeWait { closer, traffic, substate }, confidence))
             }
             Body::Closed { socket, closer, traffic, held_ns, closed_by } => {
-                let joined = self.of(event(socket, What::Closed { closer, traffic, held_ns, closed_by }, exact));
+                let joined =
+                    self.of(event(socket, What::Closed { closer, traffic, held_ns, closed_by }, exact));
                 if let Some(since_ns) = self.entering.remove(&socket) {
                     self.wait(socket, since_ns);
                 }
@@ -201,7 +217,7 @@ impl Holds {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{How, TimeWaitState, Traffic, Family, Protocol};
+    use crate::event::{Family, How, Protocol, TimeWaitState, Traffic};
 
     fn hold(socket: u64) -> Hold {
         Hold {

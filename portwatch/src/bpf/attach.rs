@@ -41,9 +41,7 @@ pub(super) fn load(ebpf: &mut Ebpf, hook: &Hook, btf: Option<&Btf>) -> Result<()
 
 /// Attaches the programs of a hook, all or none.
 pub(super) fn attach(ebpf: &mut Ebpf, hook: &Hook) -> Result<Vec<Link>, ProgramError> {
-    // The return of a function is attached before its entry: a return without an entry is ignored, an entry
-    // without a return would stay in the map of calls under way.
-    hook.programs.iter().rev().map(|(name, door)| attach_one(ebpf, name, *door)).collect()
+    hook.programs.iter().map(|(name, door)| attach_one(ebpf, name, *door)).collect()
 }
 
 fn attach_one(ebpf: &mut Ebpf, name: &str, door: Door) -> Result<Link, ProgramError> {

@@ -23,6 +23,8 @@ pub struct Totals {
     pub missed: [[u64; MISS_REASONS]; EVENT_KINDS],
     /// By hook.
     pub self_test_hits: [u64; HOOKS],
+    /// State changes that the second program took because the first was running.
+    pub nested_runs: u64,
     pub stacks_missed: u64,
 }
 
@@ -54,6 +56,7 @@ impl Totals {
         for (sums, more) in self.missed.iter_mut().zip(&counters.missed) {
             add(sums, more);
         }
+        self.nested_runs += counters.nested_runs;
         self.stacks_missed += counters.stacks_missed;
     }
 }
@@ -77,6 +80,14 @@ impl NotRun {
             Some(misses) => *self.by_kind.entry(kind).or_default() += misses,
             None => self.is_unknown = true,
         }
+    }
+
+    /// Takes back runs that another program made up for.
+    pub(super) fn made_up(&mut self, kind: u16, runs: u64) {
+        if let Some(misses) = self.by_kind.get_mut(&kind) {
+            *misses = misses.saturating_sub(runs);
+        }
+        self.by_kind.retain(|_, misses| *misses > 0);
     }
 }
 

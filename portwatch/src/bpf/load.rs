@@ -5,13 +5,15 @@ use std::fmt;
 use anyhow::{Context, Result};
 use aya::maps::{HashMap, MapData, RingBuf};
 use aya::{Btf, Ebpf, EbpfLoader};
-use portwatch_common::config::{ABSENT, Config, Offsets};
+use portwatch_common::config::{Config, Offsets};
 use portwatch_common::wire::kind;
 use zerocopy::IntoBytes;
 
+use crate::kernel::offsets::Missing;
+
 use super::attach::{Link, attach, load as load_hook};
 use super::counters::{CountersMap, NotRun, Totals};
-use super::programs::{Hook, Need, PROCESSES, Rung, hooks};
+use super::programs::{Hook, Need, PROCESSES, Rung, STATE_NESTED, hooks};
 use super::reader::Reader;
 use super::settings::{KernelFilters, Sizes};
 
@@ -23,8 +25,8 @@ pub struct Plan<'a> {
     /// Only this rung, or the best that works.
     pub rung: Option<Rung>,
     pub offsets: Offsets,
-    /// Members that this kernel lacks, as `struct.member`.
-    pub missing: &'a [String],
+    /// Members that this kernel lacks.
+    pub missing: &'a [Missing],
     pub filters: &'a KernelFilters,
     pub sizes: Sizes,
     /// Bit per [`kind`]: what is wanted.
@@ -121,7 +123,9 @@ fn load_rung(plan: &Plan<'_>, rung: Rung) -> Result<(Tracing, Reader)> {
     for hook in wanted {
         match lacking(&hook, plan.missing) {
             None => usable.push(hook),
-            Some(member) => disable(&mut disabled, &hook, format!("this kernel has no `{member}`"))?,
+            Some(missing) => {
+                disable(&mut disabled, &hook, format!("this kernel has no `{}`", missing.member))?
+            }
         }
     }
 
@@ -133,7 +137,8 @@ fn load_rung(plan: &Plan<'_>, rung: Rung) -> Result<(Tracing, Reader)> {
         match load_hook(&mut ebpf, &hook, btf.as_ref()) {
             Ok(()) => loaded.push(hook),
             Err(error) => {
-                let error = anyhow::Error::from(error).context(format!("cannot load the programs for `{}`", hook.name));
+                let error = anyhow::Error::from(error)
+                    .context(format!("cannot load the programs for `{}`", hook.name));
                 disable(&mut disabled, &hook, one_line(&error)).map_err(|_| error)?;
             }
         }
@@ -144,7 +149,8 @@ fn load_rung(plan: &Plan<'_>, rung: Rung) -> Result<(Tracing, Reader)> {
         match attach(&mut ebpf, &hook) {
             Ok(more) => {
                 links.extend(more);
-                attached.extend(hook.programs.iter().map(|(program, _)| (*program, hook.kind)));
+                let programs = hook.programs.iter().map(|(program, _)| (*program, hook.kind));
+                attached.extend(programs.filter(|(program, _)| *program != STATE_NESTED));
             }
             Err(error) => {
                 let error = anyhow::Error::from(error).context(format!("cannot attach to `{}`", hook.name));
@@ -160,8 +166,8 @@ fn load_rung(plan: &Plan<'_>, rung: Rung) -> Result<(Tracing, Reader)> {
 }
 
 /// A structure member that the hook needs and this kernel lacks.
-fn lacking<'a>(hook: &Hook, missing: &'a [String]) -> Option<&'a String> {
-    missing.iter().find(|member| hook.members.contains(&member.as_str()))
+fn lacking<'a>(hook: &Hook, missing: &'a [Missing]) -> Option<&'a Missing> {
+    missing.iter().find(|missing| hook.members.contains(&missing.field))
 }
 
 /// Does without a hook, or fails when the rung is nothing without it.
@@ -234,7 +240,7 @@ impl Tracing {
     }
 
     /// Calls for which the kernel did not run the programs.
-    pub fn not_run(&self) -> NotRun {
+    pub fn not_run(&self, totals: &Totals) -> NotRun {
         let mut not_run = NotRun::default();
         for (name, kind) in &self.attached {
             let fd = self.ebpf.program(name).and_then(|program| program.fd().ok());
@@ -243,6 +249,7 @@ impl Tracing {
                 None => not_run.is_unknown = true,
             }
         }
+        not_run.made_up(kind::CLOSED, totals.nested_runs);
         not_run
     }
 
@@ -274,7 +281,12 @@ impl Tracing {
     pub fn selected(&self) -> Result<Vec<u32>> {
         let map = self.ebpf.map("PIDS").context("no map `PIDS`")?;
         let pids: HashMap<&MapData, u32, u32> = HashMap::try_from(map)?;
-        Ok(pids.iter().filter_map(Result::ok).filter(|(_, flags)| flags & 1 != 0).map(|(pid, _)| pid).collect())
+        Ok(pids
+            .iter()
+            .filter_map(Result::ok)
+            .filter(|(_, flags)| flags & 1 != 0)
+            .map(|(pid, _)| pid)
+            .collect())
     }
 
     /// Shows what the kernel programs log, on standard error.
@@ -288,4 +300,3 @@ impl Tracing {
     }
 }
 
-const _: () = assert!(ABSENT == u32::MAX && kind::STACK == 8);

@@ -11,5 +11,5 @@ mod settings;
 pub use counters::{NotRun, Totals};
 pub use load::{Disabled, LoadError, Plan, Tracing, load};
 pub use programs::Rung;
-pub use reader::{Queue, Reader};
+pub use reader::{Queue, Reader, Received};
 pub use settings::{KernelFilters, Sizes};

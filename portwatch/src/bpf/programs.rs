@@ -97,7 +97,7 @@ pub(super) struct Hook {
     pub need: Need,
     /// Number of the event kind that is lost when a program does not run.
     pub kind: u16,
-    /// Structure members without which it cannot work, by their names in [`crate::kernel::offsets`].
+    /// Structure members without which it cannot work: fields of [`portwatch_common::config::Offsets`].
     pub members: &'static [&'static str],
 }
 
@@ -105,41 +105,48 @@ use Need::{Required, Wanted};
 use portwatch_common::wire::kind;
 
 const SOCK: &[&str] = &[
-    "sock_common.skc_daddr",
-    "sock_common.skc_rcv_saddr",
-    "sock_common.skc_dport",
-    "sock_common.skc_num",
-    "sock_common.skc_family",
-    "sock_common.skc_state",
-    "sock_common.skc_net",
-    "sock_common.skc_v6_daddr",
-    "sock_common.skc_v6_rcv_saddr",
-    "sock.sk_protocol",
-    "sock.sk_err",
-    "inet_sock.inet_sport",
-    "net.ns.inum",
-    "task_struct.group_leader",
-    "task_struct.real_parent",
-    "task_struct.tgid",
+    "skc_daddr",
+    "skc_rcv_saddr",
+    "skc_dport",
+    "skc_num",
+    "skc_family",
+    "skc_state",
+    "skc_net",
+    "skc_v6_daddr",
+    "skc_v6_rcv_saddr",
+    "sk_protocol",
+    "sk_err",
+    "inet_sport",
+    "net_inum",
+    "task_group_leader",
+    "task_real_parent",
+    "task_tgid",
+    "task_thread_pid",
 ];
 
-const SOCKET: &[&str] = &["socket.sk"];
+const SOCKET: &[&str] = &["socket_sk"];
 
 const FILES: &[&str] = &[
-    "socket.sk",
-    "task_struct.files",
-    "files_struct.fdt",
-    "fdtable.fd",
-    "fdtable.max_fds",
-    "file.private_data",
-    "file.f_inode",
-    "inode.i_mode",
+    "socket_sk",
+    "task_files",
+    "files_fdt",
+    "fdt_fd",
+    "fdt_max_fds",
+    "file_private_data",
+    "file_inode",
+    "inode_mode",
 ];
+
+/// Takes what the kernel does not run the first program for; its own misses mean nothing.
+pub(super) const STATE_NESTED: &str = "inet_sock_set_state_nested";
 
 /// The state tracepoint serves every rung: raw, because that costs a sixth of an ordinary one.
 const STATE: Hook = Hook {
     name: "sock:inet_sock_set_state",
-    programs: &[("inet_sock_set_state", Door::RawTracepoint("inet_sock_set_state"))],
+    programs: &[
+        ("inet_sock_set_state", Door::RawTracepoint("inet_sock_set_state")),
+        (STATE_NESTED, Door::RawTracepoint("inet_sock_set_state")),
+    ],
     need: Required,
     kind: kind::CLOSED,
     members: SOCK,
@@ -154,7 +161,7 @@ pub(super) const PROCESSES: Hook = Hook {
     ],
     need: Required,
     kind: kind::PORT_ALLOCATED,
-    members: &["task_struct.signal", "signal_struct.live"],
+    members: &["task_signal", "signal_live"],
 };
 
 macro_rules! at_return {
@@ -169,7 +176,8 @@ macro_rules! at_return {
             },
             Hook {
                 name: $name,
-                programs: &[($entry, Door::Kprobe($name)), ($return, Door::Kretprobe($name))],
+                // The return first: alone it is ignored; an entry alone would stay in the map of calls under way.
+                programs: &[($return, Door::Kretprobe($name)), ($entry, Door::Kprobe($name))],
                 need: $need,
                 kind: $kind,
                 members: $members,
@@ -241,7 +249,7 @@ const FUNCTIONS: &[(Hook, Hook)] = &[
         "inet_twsk_kill",
         Wanted("the end of TIME_WAIT is not seen"),
         kind::PORT_RELEASED,
-        &["inet_timewait_sock.tw_timer.expires"],
+        &["tw_timer_expires"],
         "inet_twsk_kill_fentry",
         "inet_twsk_kill_entry"
     ),
@@ -375,8 +383,12 @@ mod tests {
     fn every_program_is_named_once_per_rung() {
         for rung in Rung::ALL {
             let hooks = hooks(rung);
-            let mut names: Vec<_> =
-                hooks.iter().chain([&PROCESSES]).flat_map(|hook| hook.programs).map(|(name, _)| *name).collect();
+            let mut names: Vec<_> = hooks
+                .iter()
+                .chain([&PROCESSES])
+                .flat_map(|hook| hook.programs)
+                .map(|(name, _)| *name)
+                .collect();
             let before = names.len();
             names.sort_unstable();
             names.dedup();

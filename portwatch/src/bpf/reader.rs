@@ -154,6 +154,11 @@ impl Queue {
         self.is_stopping.load(Ordering::Acquire)
     }
 
+    /// Whether nothing will come any more.
+    pub fn is_finished(&self) -> bool {
+        self.lock().is_finished
+    }
+
     /// Nothing will come any more, or nobody wants it any more.
     pub fn finish(&self) {
         self.lock().is_finished = true;

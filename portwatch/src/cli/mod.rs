@@ -1,1 +1,55 @@
-//! Empty.
+//! The command line: one file per command, with what it takes and what it does.
+
+mod args;
+mod demo;
+pub mod failure;
+mod record;
+mod trace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Who is eating this host's ports, and from which line of code.
+#[derive(Debug, Parser)]
+#[command(
+    name = "portwatch",
+    version,
+    max_term_width = 100,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+#[command(after_help = "\
+Examples:
+  portwatch doctor                       what this host can do, and what to change
+  portwatch trace -p 1234                what process 1234 does to the ports
+  portwatch trace -Z                     only connects and binds that fail
+  portwatch trace -- curl example.com    a command and its children
+  portwatch record -o log.jsonl.zst      everything, to a file
+  portwatch demo churn                   a connect-per-request client, traced
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 77 this host cannot run it.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Trace(trace::TraceArgs),
+    Record(record::RecordArgs),
+    Demo(demo::DemoArgs),
+}
+
+/// Parses the command line and runs what it says. Wrong usage ends the process with 2, as clap does.
+///
+/// # Errors
+/// Whatever made the command fail; [`failure::code`] knows its exit code.
+pub fn run() -> Result<ExitCode> {
+    match Cli::parse().command {
+        Command::Trace(args) => trace::run(args),
+        Command::Record(args) => record::run(args),
+        Command::Demo(args) => demo::run(args),
+    }
+}

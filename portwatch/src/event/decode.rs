@@ -7,8 +7,8 @@ use portwatch_common::wire::{self, WIRE_VERSION, kind};
 use zerocopy::FromBytes;
 
 use super::{
-    Closer, Comm, Confidence, Direction, Endpoints, Errno, Family, Hold, How, Owner, Protocol, RawStack, Reason,
-    SocketId, StackId, TimeWaitState, Traffic,
+    Closer, Comm, Confidence, Direction, Endpoints, Errno, Family, Hold, How, Owner, Protocol, RawStack,
+    Reason, SocketId, StackId, TimeWaitState, Traffic,
 };
 
 /// One record of the kernel side.
@@ -22,14 +22,45 @@ pub struct Record {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Body {
     /// A new hold, or one whose description is sent again. `is_event`: it is `port_allocated` too.
-    Hold { hold: Box<Hold>, is_event: bool },
-    ConnectFailed { socket: SocketId, failure: Failure },
-    BindFailed { socket: SocketId, failure: Failure },
-    Established { socket: SocketId, connect_ns: Option<u64>, endpoints: Endpoints },
-    TimeWait { socket: SocketId, closer: Option<Closer>, traffic: Traffic, substate: TimeWaitState, confidence: Confidence },
-    Closed { socket: SocketId, closer: Option<Closer>, traffic: Traffic, held_ns: Option<u64>, closed_by: Option<u32> },
+    Hold {
+        hold: Box<Hold>,
+        is_event: bool,
+    },
+    ConnectFailed {
+        socket: SocketId,
+        failure: Failure,
+    },
+    BindFailed {
+        socket: SocketId,
+        failure: Failure,
+    },
+    Established {
+        socket: SocketId,
+        connect_ns: Option<u64>,
+        endpoints: Endpoints,
+    },
+    TimeWait {
+        socket: SocketId,
+        closer: Option<Closer>,
+        traffic: Traffic,
+        substate: TimeWaitState,
+        confidence: Confidence,
+    },
+    Closed {
+        socket: SocketId,
+        closer: Option<Closer>,
+        traffic: Traffic,
+        held_ns: Option<u64>,
+        closed_by: Option<u32>,
+    },
     /// `is_silent`: nobody asked for the event, the socket is only to be forgotten.
-    Released { socket: SocketId, reason: Reason, held_ns: Option<u64>, was_listening: bool, is_silent: bool },
+    Released {
+        socket: SocketId,
+        reason: Reason,
+        held_ns: Option<u64>,
+        was_listening: bool,
+        is_silent: bool,
+    },
     Stack(RawStack),
 }
 
@@ -102,8 +133,7 @@ fn next(bytes: &[u8]) -> (Result<Record, DecodeError>, usize) {
 }
 
 fn read<T: FromBytes>(kind: u16, bytes: &[u8]) -> Result<T, DecodeError> {
-    T::read_from_bytes(bytes)
-        .map_err(|_| DecodeError::Size { kind, got: bytes.len(), known: size_of::<T>() })
+    T::read_from_bytes(bytes).map_err(|_| DecodeError::Size { kind, got: bytes.len(), known: size_of::<T>() })
 }
 
 fn body(kind: u16, bytes: &[u8]) -> Result<Body, DecodeError> {
@@ -178,6 +208,7 @@ fn body(kind: u16, bytes: &[u8]) -> Result<Body, DecodeError> {
             Body::Stack(RawStack {
                 id: StackId(wire.stack_id),
                 tgid: wire.tgid,
+                start_boot_ns: wire.start_boot_ns,
                 addresses: wire.addresses[..count].to_vec(),
             })
         }

@@ -270,7 +270,7 @@ impl fmt::Debug for Comm {
 }
 
 /// Both ends of a socket, as its owner sees them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoints {
     /// Inode number of the network namespace.
     pub netns: u32,
@@ -304,7 +304,7 @@ impl Endpoints {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
     Ipv4,
     Ipv6,
@@ -344,5 +344,7 @@ pub struct RawStack {
     pub id: StackId,
     /// Process whose address space it is.
     pub tgid: u32,
+    /// Its start, `CLOCK_BOOTTIME`.
+    pub start_boot_ns: u64,
     pub addresses: Vec<u64>,
 }

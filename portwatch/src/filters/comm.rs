@@ -105,7 +105,9 @@ fn set(pattern: &str, bytes: &mut std::iter::Peekable<std::str::Bytes<'_>>) -> R
     let mut is_first = true;
     loop {
         let Some(low) = bytes.next() else {
-            bail!("`--comm {pattern}` opens a `[` that it does not close; write `\\[` for the bracket itself");
+            bail!(
+                "`--comm {pattern}` opens a `[` that it does not close; write `\\[` for the bracket itself"
+            );
         };
         if low == b']' && !is_first {
             break;
@@ -167,7 +169,8 @@ mod tests {
     #[test]
     fn any_of_several_patterns_is_enough() {
         let patterns = CommPatterns::new(&["nginx", "redis*", "?"]).unwrap();
-        for (comm, expected) in [("nginx", true), ("redis-server", true), ("x", true), ("node", false), ("", false)]
+        for (comm, expected) in
+            [("nginx", true), ("redis-server", true), ("x", true), ("node", false), ("", false)]
         {
             assert_eq!(patterns.matches(comm.as_bytes()), expected, "{comm}");
         }

@@ -1,5 +1,6 @@
 //! Lists of ports: `80,443,8000-8099`.
 
+use std::fmt;
 use std::str::FromStr;
 
 use portwatch_common::limits::PORT_BITMAP_WORDS;
@@ -27,6 +28,26 @@ impl PortSet {
     }
 }
 
+/// As the list that it was read from, in order and without repetition.
+impl fmt::Display for PortSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut ports = (1..=u16::MAX).filter(|&port| self.contains(port)).peekable();
+        let mut separator = "";
+        while let Some(low) = ports.next() {
+            let mut high = low;
+            while let Some(next) = ports.next_if(|&next| next == high + 1) {
+                high = next;
+            }
+            write!(f, "{separator}{low}")?;
+            if high > low {
+                write!(f, "-{high}")?;
+            }
+            separator = ",";
+        }
+        Ok(())
+    }
+}
+
 impl FromStr for PortSet {
     type Err = String;
 
@@ -36,7 +57,10 @@ impl FromStr for PortSet {
             let (low, high) = part.split_once('-').unwrap_or((part, part));
             let port = |text: &str| match text.trim().parse::<u16>() {
                 Ok(port) if port > 0 => Ok(port),
-                _ => Err(format!("`{}` is not a port; write numbers from 1 to 65535, as in `80,443,8000-8099`", text.escape_debug())),
+                _ => Err(format!(
+                    "`{}` is not a port; write numbers from 1 to 65535, as in `80,443,8000-8099`",
+                    text.escape_debug()
+                )),
             };
             let (low, high) = (port(low)?, port(high)?);
             if low > high {
@@ -57,6 +81,7 @@ mod tests {
         let ports: PortSet = "80, 443,8000-8002,65535".parse().unwrap();
         let within: Vec<u16> = (1..=u16::MAX).filter(|&port| ports.contains(port)).collect();
         assert_eq!(within, [80, 443, 8000, 8001, 8002, 65535]);
+        assert_eq!(ports.to_string(), "80,443,8000-8002,65535");
     }
 
     #[test]

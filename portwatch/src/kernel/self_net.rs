@@ -236,14 +236,16 @@ mod tests {
 
     #[test]
     fn own_netns_gets_one_connection_per_family() {
-        let Some(()) = testing::in_new_netns(|| ()) else { return };
         let start = std::time::Instant::now();
         let done = connect_to_self().unwrap();
         println!("{done:?} in {:?}", start.elapsed());
-        assert_eq!(done.why_on_host, None);
+        assert_eq!((done.connects_v4, done.accepts, done.listens), (1, 1 + done.connects_v6, done.accepts));
+        if let Some(why) = done.why_on_host {
+            assert_eq!((done.time_waits, done.binds), (0, 2 * done.accepts));
+            return testing::skip(&why);
+        }
         assert_ne!(done.netns, Namespace::current().unwrap().inode());
-        assert_eq!((done.connects_v4, done.time_waits), (1, 1 + done.connects_v6));
-        assert_eq!((done.binds, done.listens), (1 + done.connects_v6, 1 + done.connects_v6));
+        assert_eq!((done.time_waits, done.binds), (done.accepts, done.accepts));
     }
 
     #[test]

@@ -162,10 +162,11 @@ fn time_wait_keeps_the_cookie_of_its_connection() {
     testing::in_new_netns(|| {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (server, _) = listener.accept().unwrap();
+        let (mut server, _) = listener.accept().unwrap();
         let local = client.local_addr().unwrap();
         let Some(before) = rows_now(Protocol::Tcp, Family::Ipv4) else { return };
         drop(client);
+        assert_eq!(std::io::Read::read(&mut server, &mut [0]).unwrap(), 0);
         drop(server);
         let deadline = Instant::now() + Duration::from_secs(5);
         let after = loop {

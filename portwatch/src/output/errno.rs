@@ -8,11 +8,24 @@ use crate::event::Errno;
 ///
 /// The table is nix's, which is the C library's of the machine portwatch was built for.
 pub fn name(errno: Errno) -> Cow<'static, str> {
-    let known = i32::try_from(errno.0).map(nix::errno::Errno::from_raw);
-    match known {
-        Ok(known) if known != nix::errno::Errno::UnknownErrno => Cow::Owned(format!("{known:?}")),
-        _ => Cow::Owned(format!("E{}", errno.0)),
+    match known(errno) {
+        // Failures come in storms, and these make most of them.
+        Some(nix::errno::Errno::EADDRNOTAVAIL) => "EADDRNOTAVAIL".into(),
+        Some(nix::errno::Errno::ECONNREFUSED) => "ECONNREFUSED".into(),
+        Some(nix::errno::Errno::EADDRINUSE) => "EADDRINUSE".into(),
+        Some(known) => format!("{known:?}").into(),
+        None => format!("E{}", errno.0).into(),
     }
+}
+
+/// What the manual says about an error number, say `Invalid argument`.
+pub fn description(errno: Errno) -> String {
+    known(errno).map_or("unknown error", |known| known.desc()).to_string()
+}
+
+fn known(errno: Errno) -> Option<nix::errno::Errno> {
+    let known = nix::errno::Errno::from_raw(i32::try_from(errno.0).ok()?);
+    (known != nix::errno::Errno::UnknownErrno).then_some(known)
 }
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
 //! One format each. All of them get the same calls, in the order of the event log.
 
 pub mod errno;
+pub mod escape;
 pub mod json;
 #[cfg(test)]
 pub(crate) mod scene;
+pub mod text;
 
 use std::collections::BTreeMap;
 
@@ -59,7 +61,7 @@ pub struct Header {
 }
 
 /// A network namespace and what of its settings decides how many ports there are.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Netns {
     pub mono_ns: u64,
     pub inode: u32,

@@ -153,22 +153,22 @@ pub fn summary() -> Summary {
     Summary {
         events: [
             ("bind_failed", 1),
-            ("closed", 2),
+            ("closed", 3),
             ("connect_failed", 4),
             ("established", 3),
             ("port_allocated", 5),
-            ("port_released", 3),
+            ("port_released", 4),
             ("time_wait", 1),
         ]
         .into(),
         lost: [("time_wait", [("ring_full", 2)].into())].into(),
         kernel_totals: [
             ("bind_failed", 1),
-            ("closed", 1),
+            ("closed", 2),
             ("connect_failed", 4),
             ("established", 3),
             ("port_allocated", 5),
-            ("port_released", 2),
+            ("port_released", 3),
             ("time_wait", 3),
         ]
         .into(),
@@ -222,7 +222,7 @@ pub fn play(out: &mut dyn Output) -> anyhow::Result<()> {
         What::TimeWait { closer: Some(Closer::Local), traffic, substate },
         Some(CALL_SITE),
     )?;
-    let held_ns = 2 * S - 2 * MS;
+    let held_ns = Some(2 * S - 2 * MS);
     let closed_by = Some(4711);
     tell(
         &ordinary,
@@ -237,7 +237,7 @@ pub fn play(out: &mut dyn Output) -> anyhow::Result<()> {
     let errno = Some(Errno(111));
     tell(&refused, 4 * S + MS, What::ConnectFailed { errno, is_abandoned: false }, Some(CALL_SITE))?;
     let reason = Reason::Closed;
-    tell(&refused, 4 * S + 2 * MS, What::PortReleased { reason, held_ns: 2 * MS }, Some(CALL_SITE))?;
+    tell(&refused, 4 * S + 2 * MS, What::PortReleased { reason, held_ns: Some(2 * MS) }, Some(CALL_SITE))?;
     let abandoned = Hold { stack: None, ..hold(5, Some(45_682)) };
     tell(&abandoned, 5 * S, What::PortAllocated, None)?;
     tell(&abandoned, 8 * S, What::ConnectFailed { errno: None, is_abandoned: true }, None)?;
@@ -248,7 +248,6 @@ pub fn play(out: &mut dyn Output) -> anyhow::Result<()> {
         endpoints: endpoints(Family::Ipv4, ("0.0.0.0", Some(8080)), None),
         how: How::Bind,
         direction: Direction::In,
-        search_ns: None,
         ..hold(7, None)
     };
     tell(&taken, 10 * S, What::BindFailed { errno: Errno(98) }, Some(CALL_SITE))?;
@@ -276,9 +275,9 @@ pub fn play(out: &mut dyn Output) -> anyhow::Result<()> {
     let established = What::Established { connect_ns: None };
     out.event(&event(&mapped, 11 * S + MS, established), &mapped, &contained, Some(CALL_SITE))?;
     let traffic = Traffic::default();
-    let closed = What::Closed { closer: None, traffic, held_ns: MS, closed_by: Some(4900) };
+    let closed = What::Closed { closer: None, traffic, held_ns: Some(MS), closed_by: Some(4900) };
     out.event(&inferred(&mapped, 12 * S, closed), &mapped, &contained, Some(CALL_SITE))?;
-    let released = What::PortReleased { reason: Reason::TimeWaitReused, held_ns: S };
+    let released = What::PortReleased { reason: Reason::TimeWaitReused, held_ns: Some(S) };
     out.event(&inferred(&mapped, 12 * S, released), &mapped, &contained, Some(CALL_SITE))?;
 
     // A process without a number in portwatch's PID namespace, over IPv6.
@@ -301,7 +300,14 @@ pub fn play(out: &mut dyn Output) -> anyhow::Result<()> {
     let timed_out = hold(10, None);
     let failed = What::ConnectFailed { errno: Some(Errno(101)), is_abandoned: false };
     out.event(&event(&timed_out, 14 * S, failed), &timed_out, &process, None)?;
-    let released = What::PortReleased { reason: Reason::TimeWaitExpired, held_ns: 62 * S - 2 * MS };
+    let released = What::PortReleased { reason: Reason::TimeWaitExpired, held_ns: Some(62 * S - 2 * MS) };
     out.event(&event(&ordinary, 62 * S, released), &ordinary, &process, Some(CALL_SITE))?;
+
+    // Nobody saw when this one got its port.
+    let closer = Some(Closer::Remote);
+    let closed = What::Closed { closer, traffic, held_ns: None, closed_by: None };
+    out.event(&event(&old, 62 * S, closed), &old, &process, None)?;
+    let released = What::PortReleased { reason: Reason::Closed, held_ns: None };
+    out.event(&event(&old, 62 * S, released), &old, &process, None)?;
     out.summary(&summary())
 }

@@ -52,18 +52,20 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the command line asked for something that does not exist: exit code 2. So does malformed input.
-    pub fn is_usage(&self) -> bool {
+    /// The command's exit code: 2 for wrong usage and malformed input, 1 where the host failed.
+    pub fn exit_code(&self) -> u8 {
         match self {
             Error::UnknownExtension { .. }
             | Error::NotALog { .. }
             | Error::Version { .. }
-            | Error::Malformed { .. } => true,
+            | Error::Malformed { .. } => 2,
+            // Without an error number it was the decompressor that could not go on.
+            Error::Read { source, .. } if source.raw_os_error().is_none() => 2,
             Error::NotEmpty { .. }
             | Error::SymbolicLink { .. }
             | Error::NotAFile { .. }
             | Error::Create { .. }
-            | Error::Read { .. } => false,
+            | Error::Read { .. } => 1,
         }
     }
 }

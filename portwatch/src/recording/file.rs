@@ -57,6 +57,11 @@ impl RecordingFile {
         self.file.set_len(bytes)
     }
 
+    /// For messages.
+    pub fn name(&self) -> String {
+        format!("`{}`", self.path.display())
+    }
+
     /// Waits until everything is on the disk.
     pub fn sync(&self) -> io::Result<()> {
         self.file.sync_all()

@@ -1,6 +1,6 @@
 //! Event logs in files: how they are made, kept whole, and read back.
 //!
-//! What a line says is [`crate::output::json`]'s business when writing and [`format`]'s when reading.
+//! What a line says is [`crate::output::json`]'s business when writing and [`mod@format`]'s when reading.
 
 mod error;
 mod file;

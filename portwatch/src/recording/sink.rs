@@ -13,21 +13,36 @@ pub trait Sink: Write + Send {
     /// Ends the stream after its last byte: writes what the format needs at the end and waits for the disk.
     /// Nothing may be written afterwards.
     fn end(&mut self) -> io::Result<()>;
+
+    /// What to call it in a message, say `` `web.jsonl` ``.
+    fn name(&self) -> String;
 }
 
 impl Sink for Box<dyn Sink> {
+    fn name(&self) -> String {
+        (**self).name()
+    }
+
     fn end(&mut self) -> io::Result<()> {
         (**self).end()
     }
 }
 
 impl<S: Sink> Sink for &mut S {
+    fn name(&self) -> String {
+        (**self).name()
+    }
+
     fn end(&mut self) -> io::Result<()> {
         (**self).end()
     }
 }
 
 impl Sink for Vec<u8> {
+    fn name(&self) -> String {
+        "memory".into()
+    }
+
     fn end(&mut self) -> io::Result<()> {
         Ok(())
     }
@@ -53,6 +68,10 @@ impl Write for Stdout {
 }
 
 impl Sink for Stdout {
+    fn name(&self) -> String {
+        "stdout".into()
+    }
+
     fn end(&mut self) -> io::Result<()> {
         self.0.flush()
     }

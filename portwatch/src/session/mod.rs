@@ -1,1 +1,244 @@
-//! Empty.
+//! One run of a tracing command: from what was asked for to a closed log.
+//!
+//! Three threads and no more: the reader empties the ring, the [`pipeline`] turns records into lines, and the
+//! calling one waits for whatever ends the run.
+
+mod baseline;
+mod control;
+mod follow;
+mod pipeline;
+mod self_test;
+
+use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use portwatch_common::wire::{EVENT_KINDS, EVENT_NAMES};
+
+use crate::bpf::{self, KernelFilters, Plan, Queue, Rung, Sizes, Tracing};
+use crate::cli::failure::{self, Failure};
+use crate::kernel::{clock, host, offsets, tracefs};
+use crate::output::{Header, Output};
+
+/// What a tracing command does, checked.
+#[derive(Debug)]
+pub struct Request {
+    pub rung: Option<Rung>,
+    pub filters: KernelFilters,
+    /// Bit per [`portwatch_common::wire::kind`].
+    pub kinds: u32,
+    pub accepted: bool,
+    pub stacks: bool,
+    pub library_patterns: Vec<String>,
+    pub cmdline: bool,
+    pub sizes: Sizes,
+    pub duration: Option<Duration>,
+    pub count: Option<u64>,
+    pub verbose: bool,
+    /// A command to run and to trace with its children.
+    pub command: Vec<String>,
+    /// The filters as typed, for the log's header.
+    pub typed: BTreeMap<String, serde_json::Value>,
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Of the command that was run.
+    pub command: Option<ExitStatus>,
+}
+
+impl Outcome {
+    /// The exit code: the command's own, 128 + N for a signal.
+    pub fn code(&self) -> u8 {
+        match self.command {
+            None => 0,
+            Some(status) => match (status.code(), status.signal()) {
+                (Some(code), _) => u8::try_from(code).unwrap_or(1),
+                (None, Some(signal)) => u8::try_from(128 + signal).unwrap_or(1),
+                (None, None) => 1,
+            },
+        }
+    }
+}
+
+/// Everything that several threads of a run touch.
+struct Shared {
+    tracing: Mutex<Tracing>,
+    queue: Arc<Queue>,
+    /// Sockets that were open before the start, until the pipeline takes them.
+    baseline: Mutex<Option<baseline::List>>,
+    /// Events that the pipeline has received.
+    received: AtomicU64,
+}
+
+impl Shared {
+    fn set_baseline(&self, list: baseline::List) {
+        *self.baseline.lock().unwrap_or_else(PoisonError::into_inner) = Some(list);
+    }
+
+    /// The list of sockets open before the start, if it is there and not newer than `mono_ns`.
+    fn take_baseline(&self, mono_ns: u64) -> Option<baseline::List> {
+        self.baseline
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take_if(|list| list.mono_ns <= mono_ns)
+    }
+
+    /// Waits until everything that the kernel side counted as sent has been received. The programs are detached:
+    /// what still runs on another CPU is over in microseconds, and the deadline is for a reader that cannot go on.
+    fn settle(&self) -> Result<()> {
+        const DEADLINE: Duration = Duration::from_secs(10);
+        let started = Instant::now();
+        while self.received.load(Ordering::Acquire) < self.tracing().totals()?.sent()
+            && started.elapsed() < DEADLINE
+            && !self.queue.is_finished()
+        {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    fn tracing(&self) -> std::sync::MutexGuard<'_, Tracing> {
+        self.tracing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Traces until something ends it. `output` is made once tracing works, so a failed start leaves nothing behind.
+///
+/// # Errors
+/// With an exit code, see [`crate::cli::failure`].
+pub fn run(mut request: Request, output: impl FnOnce() -> Result<Box<dyn Output>>) -> Result<Outcome> {
+    for &pid in &request.filters.pids {
+        follow::must_exist(pid)?;
+    }
+    if !request.command.is_empty() {
+        // Children join at their birth, so the command is selected before it can do anything.
+        request.filters.parents.push(std::process::id());
+    }
+    let (tracing, reader) = load(&request)?;
+    let shared = Arc::new(Shared {
+        tracing: Mutex::new(tracing),
+        queue: Arc::new(Queue::default()),
+        baseline: Mutex::default(),
+        received: AtomicU64::new(0),
+    });
+    let result = trace(&request, &shared, reader, output);
+    shared.queue.finish();
+    shared.tracing().detach();
+    result
+}
+
+fn trace(
+    request: &Request,
+    shared: &Arc<Shared>,
+    reader: bpf::Reader,
+    output: impl FnOnce() -> Result<Box<dyn Output>>,
+) -> Result<Outcome> {
+    if request.filters.follow {
+        follow::select_descendants(&mut shared.tracing(), &request.filters.pids)?;
+    }
+    let anchor = clock::Anchor::now()?;
+    let rung = shared.tracing().rung;
+    for disabled in &shared.tracing().disabled {
+        eprintln!(
+            "portwatch: note: {} is not hooked ({}): {}",
+            disabled.hook, disabled.reason, disabled.effect
+        );
+    }
+    let logger = if request.verbose { Some(control::KernelLog::start(shared)?) } else { None };
+
+    let mut output = output()?;
+    output.header(&header(request, rung, &anchor)?)?;
+    let reader = reader.start(Arc::clone(&shared.queue))?;
+    for note in self_test::run(&shared.tracing(), rung) {
+        eprintln!("portwatch: note: {note}");
+    }
+    let pipeline = pipeline::start(request, Arc::clone(shared), output, anchor)?;
+    eprintln!("portwatch: tracing rung={rung} stacks={}", stack_method(request));
+
+    let baseline = baseline::start(request, shared)?;
+
+    let ended = control::wait(request, shared, &pipeline)?;
+
+    if let Some(baseline) = baseline {
+        // Bounded in time by itself. A panic in it was printed.
+        let _ = baseline.join();
+    }
+    shared.tracing().detach();
+    shared.settle()?;
+    pipeline.set_end(ended.by);
+    shared.queue.stop();
+    drop(logger);
+    let reading = reader.join().map_err(|_| anyhow::anyhow!("the reader thread panicked"))?;
+    let writing = pipeline.finish()?;
+    reading?;
+    match writing {
+        Ok(()) => {}
+        // Whoever read our output has seen enough.
+        Err(error) if failure::is_closed_pipe(&error) => {}
+        Err(error) => return Err(error),
+    }
+    Ok(Outcome { command: ended.command })
+}
+
+/// Loads the programs, in a place where tracefs is mounted if there can be one.
+fn load(request: &Request) -> Result<(Tracing, bpf::Reader)> {
+    let resolved = offsets::of_running_kernel().map_err(Failure::unable)?;
+    let plan = Plan {
+        rung: request.rung,
+        offsets: resolved.offsets,
+        missing: &resolved.missing,
+        filters: &request.filters,
+        sizes: request.sizes,
+        kinds: request.kinds,
+        accepted: request.accepted,
+        stacks: request.stacks,
+        verbose: request.verbose,
+        pid_namespace: host::pid_namespace()?,
+    };
+    let loaded = tracefs::with(|_| Ok(bpf::load(&plan)));
+    let loaded = match loaded {
+        Ok(loaded) => loaded,
+        // Without tracefs the other rungs may still do.
+        Err(_) => bpf::load(&plan),
+    };
+    loaded.map_err(|error| Failure::unable(anyhow::Error::from(error)))
+}
+
+fn header(request: &Request, rung: Rung, anchor: &clock::Anchor) -> Result<Header> {
+    let names = host::names()?;
+    Ok(Header {
+        host: names.host,
+        kernel: names.kernel,
+        arch: std::env::consts::ARCH,
+        rung: rung.name(),
+        started_wall_ns: anchor.wall_ns(anchor.mono_ns),
+        mono_ns: anchor.mono_ns,
+        command: std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect(),
+        filters: request.typed.clone(),
+        coverage: coverage(rung),
+        stack_method: stack_method(request),
+    })
+}
+
+fn stack_method(request: &Request) -> &'static str {
+    if request.stacks { "frame-pointer" } else { "none" }
+}
+
+/// What a rung sees of each event type.
+fn coverage(rung: Rung) -> BTreeMap<&'static str, &'static str> {
+    (0..EVENT_KINDS)
+        .map(|kind| {
+            let how = match (rung, EVENT_NAMES[kind]) {
+                (Rung::Tracepoint, "time_wait" | "port_released") => "inferred",
+                _ => "exact",
+            };
+            (EVENT_NAMES[kind], how)
+        })
+        .collect()
+}

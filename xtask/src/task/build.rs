@@ -68,7 +68,11 @@ pub fn bpf_object(workspace: &Workspace) -> Result<PathBuf> {
 }
 
 fn bpf_rustflags() -> String {
-    let arch = format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH);
     // Unit separator: how cargo keeps flags with spaces and quotes apart.
-    [&arch, "-Cdebuginfo=2", "-Clink-arg=--btf"].join("\u{1f}")
+    [&bpf_arch_flag(), "-Cdebuginfo=2", "-Clink-arg=--btf"].join("\u{1f}")
+}
+
+/// Tells aya-ebpf whose registers a probe sees: the kernel programs run where portwatch does.
+pub fn bpf_arch_flag() -> String {
+    format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH)
 }

@@ -4,13 +4,17 @@
 //! "there is none" from "this portwatch does not say", the field is `null`; other fields are left out when
 //! nothing is known. The order of lines is the caller's business, compression the [`Sink`]'s.
 
+#[cfg(test)]
+mod bench;
 mod clock;
 mod lines;
 mod object;
 #[cfg(test)]
+mod schema_tests;
+#[cfg(test)]
 mod tests;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
 use self::clock::Clock;
@@ -29,12 +33,19 @@ pub struct JsonLines<S> {
     sink: S,
     /// Whole lines that the sink has not got yet.
     block: Vec<u8>,
+    /// A write failed. Going on would leave a hole in the log, and perhaps a summary behind it.
+    is_broken: bool,
     clock: Clock,
 }
 
 impl<S: Sink> JsonLines<S> {
     pub fn new(sink: S) -> Self {
-        JsonLines { sink, block: Vec::with_capacity(BLOCK_BYTES + 4096), clock: Clock::new(0, 0) }
+        JsonLines {
+            sink,
+            block: Vec::with_capacity(BLOCK_BYTES + 4096),
+            is_broken: false,
+            clock: Clock::new(0, 0),
+        }
     }
 
     fn line(&mut self, line: &impl Serialize) -> Result<()> {
@@ -52,10 +63,24 @@ impl<S: Sink> JsonLines<S> {
     }
 
     fn write(&mut self) -> Result<()> {
-        // Cleared in any case: after an error the output is gone, and nothing must reach it twice.
-        let written = self.sink.write_all(&self.block);
+        self.try_sink(|sink, block| sink.write_all(block))?;
         self.block.clear();
-        written.context("cannot write the event log")
+        Ok(())
+    }
+
+    /// Anything that reaches the sink, unless it is broken.
+    fn try_sink(&mut self, act: impl FnOnce(&mut S, &[u8]) -> std::io::Result<()>) -> Result<()> {
+        if self.is_broken {
+            self.block.clear();
+            bail!("the event log to {} broke off earlier", self.sink.name());
+        }
+        act(&mut self.sink, &self.block).map_err(|error| {
+            self.is_broken = true;
+            self.block.clear();
+            let name = self.sink.name();
+            anyhow::Error::new(error)
+                .context(format!("cannot write the event log to {name}; what it has so far can be read"))
+        })
     }
 }
 
@@ -101,12 +126,12 @@ impl<S: Sink> Output for JsonLines<S> {
     fn summary(&mut self, summary: &Summary) -> Result<()> {
         self.line(&lines::Summary::new(summary))?;
         self.write()?;
-        self.sink.end().context("cannot end the event log")
+        self.try_sink(|sink, _| sink.end())
     }
 
     fn flush(&mut self) -> Result<()> {
         self.write()?;
-        self.sink.flush().context("cannot write the event log")
+        self.try_sink(|sink, _| sink.flush())
     }
 }
 
@@ -211,16 +236,12 @@ fn put_what(line: &mut Object, clock: &Clock, what: &What, hold: &Hold) {
             if *closed_by != owner {
                 line.number_if_known("closed_by", *closed_by);
             }
-            if let Some(held_ns) = *held_ns {
-                line.number("held_ns", held_ns);
-            }
+            line.number_or_null("held_ns", *held_ns);
             put_traffic(line, traffic);
         }
         What::PortReleased { reason, held_ns } => {
             line.name("reason", reason.name());
-            if let Some(held_ns) = *held_ns {
-                line.number("held_ns", held_ns);
-            }
+            line.number_or_null("held_ns", *held_ns);
         }
     }
 }

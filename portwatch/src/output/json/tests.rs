@@ -214,6 +214,17 @@ fn time_wait_names_its_substate_when_the_entry_was_seen() {
 }
 
 #[test]
+fn how_long_is_null_where_nobody_saw_the_beginning() {
+    let hold = scene::hold(1, Some(2));
+    let traffic = Traffic::default();
+    let closed = What::Closed { closer: None, traffic, held_ns: None, closed_by: None };
+    for what in [closed, What::PortReleased { reason: Reason::Closed, held_ns: None }] {
+        let line = event_line(&hold, what);
+        assert!(keys(&line).contains(&"held_ns") && line["held_ns"].is_null(), "{line}");
+    }
+}
+
+#[test]
 fn every_reason_of_a_release_has_its_name() {
     for (reason, name) in [
         (Reason::Closed, "closed"),
@@ -305,6 +316,10 @@ impl std::io::Write for SmallDisk {
 }
 
 impl Sink for SmallDisk {
+    fn name(&self) -> String {
+        "`small`".into()
+    }
+
     fn end(&mut self) -> std::io::Result<()> {
         Ok(())
     }
@@ -316,6 +331,18 @@ fn a_full_disk_is_an_error_that_names_its_kind() {
     let error = scene::play(&mut out).expect_err("the disk is full");
     let io = error.root_cause().downcast_ref::<std::io::Error>().expect("an I/O error at the root");
     assert_eq!(io.kind(), std::io::ErrorKind::StorageFull);
+    assert!(error.to_string().contains("`small`"), "{error}");
+}
+
+#[test]
+fn nothing_follows_a_write_that_failed() {
+    let mut out = JsonLines::new(SmallDisk(100));
+    scene::play(&mut out).expect_err("the disk is full");
+    // Somebody made room, but the log has a hole now.
+    out.sink.0 = 1_000_000;
+    let error = out.summary(&scene::summary()).expect_err("broken off");
+    assert!(error.to_string().contains("broke off"), "{error}");
+    assert_eq!(out.sink.0, 1_000_000);
 }
 
 #[test]

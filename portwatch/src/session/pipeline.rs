@@ -1,0 +1,359 @@
+//! From batches of records to lines of output, in one thread.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use portwatch_common::counters::MISS_NAMES;
+use portwatch_common::wire::EVENT_NAMES;
+use tokio::sync::Notify;
+
+use super::{Request, Shared};
+use crate::aggregate::holds::{Holds, Joined};
+use crate::bpf::{NotRun, Received, Rung, Totals};
+use crate::event::decode::{Body, DecodeError, Record, records};
+use crate::event::{Confidence, Event, Hold, RawStack, StackId};
+use crate::kernel::cgroups::Cgroups;
+use crate::kernel::clock::{self, Anchor};
+use crate::kernel::netns::{self, Namespace};
+use crate::kernel::processes::{Cmdline, Processes};
+use crate::output::{Netns, Output, Process, StackShares, Summary};
+use crate::stack::{self, Completeness, Stacks};
+
+/// How often output is flushed while nothing comes.
+const TICK: Duration = Duration::from_millis(50);
+
+/// Output is flushed at least this often while a lot comes.
+const FLUSH_INTERVAL: Duration = Duration::from_millis(200);
+
+/// The running pipeline.
+pub struct Pipeline {
+    thread: JoinHandle<Result<()>>,
+    end: Arc<End>,
+}
+
+/// Why the pipeline wants the run to end, and, the other way, why the run ended.
+#[derive(Default)]
+struct End {
+    wanted: Mutex<Option<&'static str>>,
+    changed: Notify,
+    by: Mutex<&'static str>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Pipeline {
+    /// Waits until the pipeline itself wants the run to end: enough lines, or nobody reads them any more.
+    pub async fn ended(&self) -> &'static str {
+        loop {
+            let changed = self.end.changed.notified();
+            if let Some(by) = *lock(&self.end.wanted) {
+                return by;
+            }
+            changed.await;
+        }
+    }
+
+    /// Says why the run ends. Before the queue is stopped: the last line says it.
+    pub fn set_end(&self, by: &'static str) {
+        *lock(&self.end.by) = by;
+    }
+
+    /// Waits for the last line. The reader must have ended. The inner result is the output's.
+    pub fn finish(self) -> Result<Result<()>> {
+        self.thread.join().map_err(|_| anyhow::anyhow!("the output thread panicked"))
+    }
+}
+
+/// Starts the thread.
+pub fn start(
+    request: &Request,
+    shared: Arc<Shared>,
+    output: Box<dyn Output>,
+    anchor: Anchor,
+) -> Result<Pipeline> {
+    let end = Arc::new(End::default());
+    let has_stacks = request.stacks;
+    let mut worker = Worker {
+        shared,
+        output,
+        end: Arc::clone(&end),
+        count: request.count,
+        started_mono_ns: anchor.mono_ns,
+        holds: Holds::default(),
+        processes: Processes::new(
+            if request.cmdline { Cmdline::Read } else { Cmdline::Skip },
+            Cgroups::find().ok(),
+        ),
+        netns_seen: HashSet::new(),
+        call_sites: HashMap::new(),
+        library_patterns: request.library_patterns.clone(),
+        written: BTreeMap::new(),
+        inferred: BTreeMap::new(),
+        skipped: 0,
+        shares: StackShares::default(),
+        is_full: false,
+    };
+    let thread = thread::Builder::new()
+        .name("output".to_owned())
+        .spawn(move || {
+            let result = worker.run(has_stacks);
+            if result.is_err() {
+                // Nobody must wait for room in a queue that nobody empties.
+                worker.shared.queue.finish();
+                worker.want_end("exit");
+            }
+            result
+        })
+        .context("cannot start the output thread")?;
+    Ok(Pipeline { thread, end })
+}
+
+/// What events say of a stack that the log has.
+struct CallSite {
+    text: Option<String>,
+    completeness: Completeness,
+}
+
+struct Worker {
+    shared: Arc<Shared>,
+    output: Box<dyn Output>,
+    end: Arc<End>,
+    /// Lines of events wanted at most.
+    count: Option<u64>,
+    started_mono_ns: u64,
+    holds: Holds,
+    processes: Processes,
+    netns_seen: HashSet<u32>,
+    call_sites: HashMap<StackId, CallSite>,
+    library_patterns: Vec<String>,
+    /// Lines written, by type: those the kernel side saw.
+    written: BTreeMap<&'static str, u64>,
+    /// Lines written, by type: those that were deduced.
+    inferred: BTreeMap<&'static str, u64>,
+    /// Records of unknown kinds.
+    skipped: u64,
+    shares: StackShares,
+    /// `count` is reached: what still comes is counted and not written.
+    is_full: bool,
+}
+
+impl Worker {
+    fn run(&mut self, has_stacks: bool) -> Result<()> {
+        let options = stack::Options { library_patterns: self.library_patterns.clone(), sideband: true };
+        let mut stacks = has_stacks.then(|| Stacks::new(options));
+        if let Some(note) = stacks.as_ref().and_then(Stacks::note) {
+            eprintln!("portwatch: note: {note}");
+        }
+        self.netns(std::process::id(), self.started_mono_ns)?;
+        let mut flushed_at = Instant::now();
+        loop {
+            match self.shared.queue.pop(TICK) {
+                Received::Batch(batch) => {
+                    self.batch(&batch, &mut stacks)?;
+                    if flushed_at.elapsed() >= FLUSH_INTERVAL {
+                        self.output.flush()?;
+                        flushed_at = Instant::now();
+                    }
+                }
+                Received::Nothing => {
+                    let now_ns = clock::mono_now_ns()?;
+                    self.baseline(now_ns)?;
+                    self.expire(now_ns)?;
+                    if let Some(stacks) = &mut stacks {
+                        stacks.drain_sideband();
+                    }
+                    self.output.flush()?;
+                    flushed_at = Instant::now();
+                }
+                Received::Finished => break,
+            }
+        }
+        self.summary()
+    }
+
+    fn want_end(&self, by: &'static str) {
+        lock(&self.end.wanted).get_or_insert(by);
+        self.end.changed.notify_one();
+    }
+
+    fn batch(&mut self, batch: &[u8], stacks: &mut Option<Stacks>) -> Result<()> {
+        // Whatever was mapped when these events happened is known before the first of them is looked at.
+        if let Some(stacks) = stacks {
+            stacks.drain_sideband();
+        }
+        for record in records(batch) {
+            match record {
+                Ok(record) => self.record(record, stacks)?,
+                Err(DecodeError::Kind(_)) => self.skipped += 1,
+                Err(error) => return Err(error).context("cannot read what the kernel side sent"),
+            }
+        }
+        Ok(())
+    }
+
+    fn record(&mut self, record: Record, stacks: &mut Option<Stacks>) -> Result<()> {
+        self.baseline(record.mono_ns)?;
+        self.expire(record.mono_ns)?;
+        if let (Body::Stack(raw), Some(stacks)) = (&record.body, stacks) {
+            return self.stack(raw, record.mono_ns, stacks);
+        }
+        if let Some((event, hold)) = self.holds.reused(&record) {
+            self.event(&event, &hold)?;
+        }
+        match self.holds.join(record) {
+            Joined::Event(event, hold) => {
+                self.shared.received.fetch_add(1, Ordering::Release);
+                self.event(&event, &hold)
+            }
+            Joined::Nothing => Ok(()),
+            Joined::Orphan(socket) => bail!("the kernel side told of socket {} without its owner", socket.0),
+        }
+    }
+
+    fn expire(&mut self, mono_ns: u64) -> Result<()> {
+        while let Some((event, hold)) = self.holds.expired(mono_ns) {
+            self.event(&event, &hold)?;
+        }
+        Ok(())
+    }
+
+    fn event(&mut self, event: &Event, hold: &Arc<Hold>) -> Result<()> {
+        if self.is_full {
+            return Ok(());
+        }
+        let process = match &hold.owner {
+            Some(owner) => self.processes.get(owner),
+            None => Arc::new(Process::default()),
+        };
+        if let Some(owner) = &hold.owner {
+            if !self.netns_seen.contains(&hold.endpoints.netns) {
+                self.netns(owner.tgid.unwrap_or(0), event.mono_ns)?;
+            }
+        }
+        let site = hold.stack.and_then(|id| self.call_sites.get(&id));
+        let completeness = site.map_or(Completeness::None, |site| site.completeness);
+        let call_site = site.and_then(|site| site.text.as_deref());
+        self.output.event(event, hold, &process, call_site)?;
+        let counts = match event.confidence {
+            Confidence::Exact => &mut self.written,
+            Confidence::Inferred | Confidence::Unknown => &mut self.inferred,
+        };
+        *counts.entry(event.what.name()).or_default() += 1;
+        match completeness {
+            Completeness::Complete => self.shares.complete += 1,
+            Completeness::Partial => self.shares.partial += 1,
+            Completeness::None => self.shares.none += 1,
+        }
+        let lines: u64 = self.written.values().chain(self.inferred.values()).sum();
+        if self.count.is_some_and(|count| lines >= count) {
+            self.is_full = true;
+            self.want_end("count");
+        }
+        Ok(())
+    }
+
+    /// Names a stack. The kernel side sends one again that it forgot it had sent.
+    fn stack(&mut self, raw: &RawStack, mono_ns: u64, stacks: &mut Stacks) -> Result<()> {
+        if self.call_sites.contains_key(&raw.id) {
+            return Ok(());
+        }
+        let resolved = stacks.resolve_at(raw, raw.start_boot_ns, mono_ns);
+        self.output.stack(&resolved.stack)?;
+        let site = CallSite { text: resolved.call_site, completeness: resolved.completeness };
+        self.call_sites.insert(raw.id, site);
+        Ok(())
+    }
+
+    /// Lists the sockets that were open before the start, but for those that the hooks told of meanwhile.
+    fn baseline(&mut self, mono_ns: u64) -> Result<()> {
+        let Some(list) = self.shared.take_baseline(mono_ns) else { return Ok(()) };
+        let is_deduced = self.shared.tracing().rung == Rung::Tracepoint;
+        let known = self.holds.endpoints();
+        for listed in list.sockets {
+            if known.contains(&listed.hold.endpoints) {
+                continue;
+            }
+            let process = match &listed.hold.owner {
+                Some(owner) => self.processes.get(owner),
+                None => Arc::new(Process::default()),
+            };
+            self.output.preexisting(list.mono_ns, &listed.hold, &process, listed.state)?;
+            match listed.left_ns {
+                Some(left_ns) if is_deduced => self.holds.insert_waiting(listed.hold, list.mono_ns, left_ns),
+                _ if listed.cookie.is_some() => self.holds.insert(listed.hold),
+                // Nothing more will be heard of it.
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Describes the network namespace that a process is in, once.
+    fn netns(&mut self, pid: u32, mono_ns: u64) -> Result<()> {
+        // The process may be gone; then the next one in the same namespace serves.
+        let Ok(namespace) = Namespace::of_process(pid) else { return Ok(()) };
+        if !self.netns_seen.insert(namespace.inode()) {
+            return Ok(());
+        }
+        match namespace.run(|| netns::settings(mono_ns)).and_then(|settings| settings) {
+            Ok(settings) => self.output.netns(&settings),
+            Err(_) => self.output.netns(&Netns { mono_ns, inode: namespace.inode(), ..Netns::default() }),
+        }
+    }
+
+    /// The last line. By now the programs are detached and the ring is empty.
+    fn summary(&mut self) -> Result<()> {
+        let (totals, not_run) = self.final_totals()?;
+        let by = *lock(&self.end.by);
+        let mut summary = Summary {
+            events: self.written.clone(),
+            inferred: self.inferred.clone(),
+            is_lower_bound: not_run.is_unknown,
+            stacks: self.shares,
+            duration_ns: clock::mono_now_ns()?.saturating_sub(self.started_mono_ns),
+            ended_by: if by.is_empty() { "exit" } else { by },
+            ..Summary::default()
+        };
+        for (kind, name) in EVENT_NAMES.into_iter().enumerate() {
+            let not_run = not_run.by_kind.get(&(kind as u16)).copied().unwrap_or(0);
+            let total = totals.happened[kind] + not_run;
+            if total == 0 {
+                continue;
+            }
+            summary.kernel_totals.insert(name, total);
+            let mut reasons: BTreeMap<&'static str, u64> =
+                MISS_NAMES.into_iter().zip(totals.missed[kind]).filter(|(_, missed)| *missed > 0).collect();
+            if not_run > 0 {
+                reasons.insert("not_run", not_run);
+            }
+            if totals.missed[kind][portwatch_common::counters::miss::TABLE_FULL] > 0 {
+                summary.is_lower_bound = true;
+            }
+            // Received and counted, but past the limit of lines.
+            let written = self.written.get(name).copied().unwrap_or(0);
+            let lost: u64 = reasons.values().sum();
+            let filtered = total.saturating_sub(written + lost);
+            if filtered > 0 {
+                summary.filtered.insert(name, filtered);
+            }
+            if !reasons.is_empty() {
+                summary.lost.insert(name, reasons);
+            }
+        }
+        self.output.summary(&summary)?;
+        self.output.flush()
+    }
+
+    fn final_totals(&self) -> Result<(Totals, NotRun)> {
+        let tracing = self.shared.tracing();
+        let totals = tracing.totals()?;
+        let not_run = tracing.not_run(&totals);
+        Ok((totals, not_run))
+    }
+}

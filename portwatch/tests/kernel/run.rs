@@ -1,0 +1,203 @@
+//! One tracer per rung, all scenarios under it, and what came of them.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde::Deserialize;
+
+use crate::coverage::{self, Seen};
+use crate::namespace::{Counters, Namespace};
+use crate::play;
+use crate::scenarios::Scenario;
+use crate::tracer::{Ended, NotStarted, Tracer};
+use crate::truth::{Kind, Truth};
+use crate::{check, planted, wait, whole};
+
+/// Scenarios at a time: most of them wait for the kernel.
+const AT_A_TIME: usize = 3;
+/// How long the kernel may take to clean namespaces up.
+const RELEASE_LIMIT: Duration = Duration::from_secs(60);
+
+/// What happened under one tracer.
+pub struct Run {
+    rung: String,
+    /// Nothing: the scenarios were played untraced.
+    traced: Option<Traced>,
+    played: HashMap<&'static str, Result<Played, String>>,
+}
+
+struct Traced {
+    tracer_pid: u32,
+    ended: Result<Ended, String>,
+}
+
+/// A scenario that came to its end.
+struct Played {
+    truth: Truth,
+    counters: Counters,
+    netns: u64,
+}
+
+/// How a test came out, if it did not fail.
+pub enum Outcome {
+    Passed,
+    Skipped(String),
+}
+
+impl Run {
+    /// Plays `scenarios` under a tracer on `rung`.
+    pub fn traced(rung: &str, scenarios: &[&'static Scenario]) -> Result<Run, NotStarted> {
+        let tracer = Tracer::start::<&str>(rung, &[])?;
+        let tracer_pid = tracer.pid();
+        let (played, namespaces) = play_all(scenarios);
+        // Until here, so that no inode number stands for two of them; their end releases what waits in them.
+        drop(namespaces);
+        wait_for_releases(rung, tracer.log_path(), played.values().flatten());
+        let ended = tracer.stop(Signal::SIGTERM);
+        Ok(Run { rung: rung.to_owned(), traced: Some(Traced { tracer_pid, ended }), played })
+    }
+
+    pub fn untraced(scenarios: &[&'static Scenario]) -> Run {
+        Run { rung: "none".to_owned(), traced: None, played: play_all(scenarios).0 }
+    }
+
+    /// Whether the log tells what the scenario did, all of it and nothing else.
+    pub fn check_scenario(&self, name: &str) -> Result<Outcome, String> {
+        let Played { truth, counters, netns } = match &self.played[name] {
+            Ok(played) => played,
+            Err(error) => return Err(format!("the scenario itself failed: {error}")),
+        };
+        if let Some(reason) = &truth.skip {
+            return Ok(Outcome::Skipped(reason.clone()));
+        }
+        let mut problems = check_counters(truth, counters);
+        match &self.traced {
+            Some(traced) => {
+                let log = &traced.ended.as_ref().map_err(Clone::clone)?.log;
+                problems.extend(check::stories(&self.rung, log, *netns, &truth.stories));
+            }
+            None => problems.extend(planted::found_in_perfect_log(&truth.stories)),
+        }
+        report(problems)
+    }
+
+    /// Whether the log as a whole is what the contract says.
+    pub fn check_log(&self) -> Result<Outcome, String> {
+        let Some(Traced { tracer_pid, ended }) = &self.traced else {
+            return Err("nothing was traced".to_owned());
+        };
+        let ended = ended.as_ref().map_err(Clone::clone)?;
+        let mut problems = whole::log(&ended.log, &self.rung, *tracer_pid);
+        if !ended.status.success() {
+            problems.push(format!("portwatch ended with {}: {}", ended.status, ended.stderr));
+        }
+        let ended_by = ended.log.summary.as_ref().map(|summary| summary.ended_by.as_str());
+        if ended_by != Some("signal") {
+            problems.push(format!("ended by {ended_by:?} instead of a signal"));
+        }
+        report(problems)
+    }
+}
+
+/// All problems in one text, the first ones in full.
+pub fn report(problems: Vec<String>) -> Result<Outcome, String> {
+    const SHOWN: usize = 12;
+    if problems.is_empty() {
+        return Ok(Outcome::Passed);
+    }
+    let rest = problems.len().saturating_sub(SHOWN);
+    let mut text = problems.iter().take(SHOWN).map(|problem| format!("- {problem}\n")).collect::<String>();
+    if rest > 0 {
+        text += &format!("and {rest} more\n");
+    }
+    Err(text)
+}
+
+/// The truth against what the kernel counted in the namespace.
+fn check_counters(truth: &Truth, counters: &Counters) -> Vec<String> {
+    let active_opens: u64 = truth.stories.iter().map(|story| story.active_opens()).sum();
+    let time_waits = truth.stories.iter().filter(|story| story.has(Kind::TimeWait)).count() as u64;
+    let facts = [
+        ("ActiveOpens", counters.active_opens, active_opens),
+        ("TW + TWKilled", counters.time_waits, time_waits + truth.server_time_waits),
+        ("TCPTimeWaitOverflow", counters.overflows, truth.overflows),
+        ("TWRecycled", counters.recycled, truth.recycled),
+    ];
+    let wrong = facts.into_iter().filter(|(_, kernel, told)| kernel != told);
+    wrong
+        .map(|(name, kernel, told)| {
+            format!("the kernel counts {kernel} {name}, the scenario tells of {told}")
+        })
+        .collect()
+}
+
+type Results = HashMap<&'static str, Result<Played, String>>;
+
+/// Plays the scenarios, some at a time, each in a namespace that stays until all are done.
+fn play_all(scenarios: &[&'static Scenario]) -> (Results, Vec<Namespace>) {
+    let next = AtomicUsize::new(0);
+    let results = Mutex::new((Results::new(), Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..AT_A_TIME {
+            // A namespace belongs to a thread, and what the thread starts is born in it.
+            scope.spawn(|| {
+                while let Some(scenario) = scenarios.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let played = play_one(scenario);
+                    let mut results = results.lock().expect("no player panicked");
+                    let played = played.map(|(played, namespace)| {
+                        results.1.push(namespace);
+                        played
+                    });
+                    results.0.insert(scenario.name, played);
+                }
+            });
+        }
+    });
+    results.into_inner().expect("no player panicked")
+}
+
+fn play_one(scenario: &'static Scenario) -> Result<(Played, Namespace), String> {
+    let namespace = Namespace::enter_new(scenario.sysctls)?;
+    let truth = play::scenario(scenario.name)?;
+    let netns = namespace.inode();
+    // The last FINs are answered in softirqs, which may lag behind the processes.
+    let settled = wait::until(Duration::from_secs(5), || {
+        let counters = Counters::read();
+        check_counters(&truth, &counters).is_empty().then_some(counters)
+    });
+    let counters = settled.unwrap_or_else(Counters::read);
+    Ok((Played { truth, counters, netns }, namespace))
+}
+
+/// Waits until the growing log tells of every release that is owed. If it never does, the checks will say so.
+fn wait_for_releases<'a>(rung: &str, log: &Path, played: impl Iterator<Item = &'a Played>) {
+    #[derive(Deserialize)]
+    struct Head {
+        r#type: String,
+        netns: Option<u64>,
+    }
+    let mut owed = 0;
+    let mut namespaces = HashSet::new();
+    for Played { truth, netns, .. } in played {
+        namespaces.insert(*netns);
+        let events =
+            truth.stories.iter().flat_map(|story| story.events.iter().map(move |event| (story, event)));
+        owed += events
+            .filter(|(story, event)| {
+                event.kind() == Kind::PortReleased && coverage::of(rung, story, event) != Seen::Absent
+            })
+            .count();
+    }
+    let is_release = |line: &&str| {
+        serde_json::from_str(line).is_ok_and(|head: Head| {
+            head.r#type == Kind::PortReleased.name()
+                && head.netns.is_some_and(|netns| namespaces.contains(&netns))
+        })
+    };
+    let count = || std::fs::read_to_string(log).unwrap_or_default().lines().filter(is_release).count();
+    wait::until_slowly(RELEASE_LIMIT, || (count() >= owed).then_some(()));
+}
