@@ -12,8 +12,8 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use object::Endianness;
 use object::elf::{
-    EM_386, EM_AARCH64, EM_X86_64, FileHeader32, FileHeader64, PF_X, PT_GNU_EH_FRAME, PT_LOAD, PT_NOTE,
-    SHF_COMPRESSED, SHT_NOBITS,
+    EM_X86_64, FileHeader32, FileHeader64, PF_X, PT_GNU_EH_FRAME, PT_LOAD, PT_NOTE, SHF_COMPRESSED,
+    SHT_NOBITS,
 };
 use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
 
@@ -33,10 +33,10 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// What an ELF file consists of, as far as it matters here.
 #[derive(Debug, Default)]
 pub struct Layout {
-    /// `EM_X86_64` and so on.
-    pub machine: u16,
-    pub is_64: bool,
-    pub is_little_endian: bool,
+    /// `e_machine`.
+    machine: u16,
+    is_64: bool,
+    is_little_endian: bool,
     /// Loadable ones.
     pub segments: Vec<Segment>,
     /// Where the unwind table's header is: (file offset, address, bytes).
@@ -47,6 +47,17 @@ pub struct Layout {
     hidden_headers: Vec<u64>,
     /// Whole headers and tables: (file offset, bytes).
     tables: Vec<(u64, u64)>,
+}
+
+impl Layout {
+    /// File offset of `address`, and how many bytes of its segment follow.
+    pub(super) fn rest_of_segment(&self, address: u64) -> Option<(u64, u64)> {
+        self.segments.iter().find_map(|segment| {
+            let within =
+                address.checked_sub(segment.address).filter(|&within| within < segment.file_bytes)?;
+            Some((segment.offset.checked_add(within)?, segment.file_bytes - within))
+        })
+    }
 }
 
 /// A loadable segment.
@@ -343,9 +354,7 @@ fn build_id_in(notes: &[u8], is_little_endian: bool) -> Option<Vec<u8>> {
     }
 }
 
-/// Whether the copy's machine is the one whose registers are known here.
+/// Whether the file is for the machine of [`super::machine`].
 pub(super) fn is_native(layout: &Layout) -> bool {
-    let machine = if cfg!(target_arch = "x86_64") { EM_X86_64 } else { EM_AARCH64 };
-    debug_assert_ne!(machine, EM_386);
-    layout.machine == machine && layout.is_64
+    layout.machine == EM_X86_64 && layout.is_64 && layout.is_little_endian
 }

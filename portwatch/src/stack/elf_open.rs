@@ -30,13 +30,12 @@ pub(super) fn open(tgid: u32, mapping: &Mapping, id: FileId, path: &Path) -> Res
         }
     };
     let link = format!("/proc/{tgid}/map_files/{:x}-{:x}", mapping.start, mapping.end);
-    match nix_open(link.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()) {
-        Ok(found) => match checked(found, id) {
+    // Gone, or another idea of where the mapping ends, or not permitted: the path may still do.
+    if let Ok(found) = nix_open(link.as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()) {
+        match checked(found, id) {
             Ok(file) => return Ok(file),
             Err(unreadable) => note(unreadable),
-        },
-        // Gone, or another kernel's idea of where the mapping ends, or not permitted: the path may still do.
-        Err(_) => {}
+        }
     }
     let roots = [format!("/proc/{tgid}/root"), "/".to_owned()];
     for root in &roots {

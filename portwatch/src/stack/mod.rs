@@ -10,11 +10,14 @@ pub mod elf;
 mod elf_copy;
 mod elf_open;
 pub mod libraries;
+pub mod machine;
 mod perf_map;
 pub mod process_maps;
+pub mod rows;
 pub mod sideband;
 pub mod start_time;
 pub mod symbolize;
+pub mod unwind;
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -23,11 +26,13 @@ use crate::event::RawStack;
 use crate::output::{Frame, FrameKind, Stack};
 
 use call_site::{Libraries, PlacedFrame};
-use elf::Modules;
+use elf::{Modules, Unreadable};
 use perf_map::PerfMaps;
 use process_maps::{Backing, Mapping, ProcessMaps, Space};
+use rows::{Row, Rows};
 use sideband::Sideband;
 use symbolize::{Symbol, SymbolTable};
+use unwind::{Position, Registers, StackBytes, Unwound, Why};
 
 /// Address spaces kept: as many as a busy host has processes, at about 10 kB each.
 const PROCESSES_MAX: usize = 8192;
@@ -46,6 +51,20 @@ pub struct Options {
     pub library_patterns: Vec<String>,
     /// Follow mappings of all processes by records of the kernel.
     pub sideband: bool,
+}
+
+/// A stack that the kernel side copied because it met an instruction without a row.
+#[derive(Clone, Copy, Debug)]
+pub struct Snapshot<'s> {
+    pub tgid: u32,
+    /// Start of the process, `CLOCK_BOOTTIME`; 0 when not known.
+    pub start_boot_ns: u64,
+    /// When it was taken; `u64::MAX` for now.
+    pub mono_ns: u64,
+    pub registers: Registers,
+    pub stack: StackBytes<'s>,
+    /// Addresses found before, innermost first, without `registers.ip`.
+    pub prefix: &'s [u64],
 }
 
 /// Whether a stack reaches from the system call to the start of its thread.
@@ -72,6 +91,7 @@ pub struct Stacks {
     sideband: Option<Sideband>,
     note: Option<String>,
     modules: Modules,
+    rows: Rows,
     symbols: SymbolTable,
     perf_maps: PerfMaps,
     libraries: Libraries,
@@ -95,6 +115,7 @@ impl Stacks {
             sideband,
             note,
             modules: Modules::new(MODULES_MAX, MODULE_BYTES_MAX),
+            rows: Rows::default(),
             symbols: SymbolTable::new(SYMBOLS_MAX),
             perf_maps: PerfMaps::default(),
             libraries: Libraries::new(options.library_patterns),
@@ -132,12 +153,21 @@ impl Stacks {
         if space.as_ref().is_ok_and(is_unmapped) {
             space = self.maps.refresh(raw.tgid, start_boot_ns, mono_ns);
         }
+        let mut position = Position::After;
+        let mut has_start = false;
         for &address in &raw.addresses {
             // The saved address is that of the instruction after the call, which may be another line or function.
-            let call = address.saturating_sub(1);
+            let call = position.row_address(address);
+            position = Position::After;
             match &space {
                 Ok(space) => match space.find(call) {
                     Some(mapping) => {
+                        let row = row_at(&mut self.modules, &mut self.rows, raw.tgid, space, call);
+                        match row {
+                            Ok(Row { kind: Row::SIGNAL, .. }) => position = Position::At,
+                            Ok(Row { kind: Row::END, .. }) => has_start = true,
+                            _ => {}
+                        }
                         self.name(&mut frames, raw.tgid, start_boot_ns, space.generation, mapping, call);
                     }
                     None => frames.push(unknown("the address is in no executable mapping".to_owned())),
@@ -145,15 +175,54 @@ impl Stacks {
                 Err(missing) => frames.push(unknown(missing.to_string())),
             }
         }
-        self.symbols.forget(&self.modules.take_dropped());
+        self.forget_dropped();
         let call_site = self.libraries.call_site(&frames);
         let completeness = match frames.last() {
             None => Completeness::None,
-            Some(outermost) if is_start(&outermost.frame) => Completeness::Complete,
+            Some(outermost) if has_start || is_start(&outermost.frame) => Completeness::Complete,
             Some(_) => Completeness::Partial,
         };
         let frames = frames.into_iter().map(|placed| placed.frame).collect();
         Resolved { stack: Stack { id: raw.id, frames }, call_site, completeness }
+    }
+
+    /// Walks a stack that the kernel side could not walk to its end, and gives back the rows that it lacked.
+    ///
+    /// `registers` and the copy are those at the point that it reached, after the addresses `prefix`.
+    pub fn unwind_snapshot(&mut self, snapshot: &Snapshot<'_>) -> Unwound {
+        let Snapshot { tgid, start_boot_ns, mono_ns, registers, stack, prefix } = snapshot;
+        let mut space = self.maps.find(*tgid, *start_boot_ns, *mono_ns);
+        let mut is_fresh = false;
+        let Stacks { maps, modules, rows, .. } = self;
+        let mut row = |ip: u64, position: Position| {
+            let address = position.row_address(ip);
+            let known = match &space {
+                Ok(space) => space.find(address).is_some(),
+                Err(missing) => return Err(Why::Unknown(missing.to_string())),
+            };
+            if !known && !is_fresh {
+                is_fresh = true;
+                space = maps.refresh(*tgid, *start_boot_ns, *mono_ns);
+            }
+            let space = space.as_ref().map_err(|missing| Why::Unknown(missing.to_string()))?;
+            row_at(modules, rows, *tgid, space, address)
+        };
+        let position = match prefix.last() {
+            None => Position::At,
+            Some(&last) => match row(last, Position::After) {
+                Ok(Row { kind: Row::SIGNAL, .. }) => Position::At,
+                _ => Position::After,
+            },
+        };
+        let unwound = unwind::walk(*registers, position, stack, prefix, row);
+        self.forget_dropped();
+        unwound
+    }
+
+    fn forget_dropped(&mut self) {
+        let dropped = self.modules.take_dropped();
+        self.symbols.forget(&dropped);
+        self.rows.forget(&dropped);
     }
 
     /// Adds the frames at address `call`, several when functions were inlined there.
@@ -225,6 +294,26 @@ impl Stacks {
     }
 }
 
+/// The row for the instruction at `address` of a process.
+fn row_at(
+    modules: &mut Modules,
+    rows: &mut Rows,
+    tgid: u32,
+    space: &Space,
+    address: u64,
+) -> Result<Row, Why> {
+    let mapping = space.find(address).ok_or(Why::NotCode)?;
+    let module = match modules.get(tgid, space.generation, mapping) {
+        Ok(module) => module,
+        Err(Unreadable::Anonymous) => return Ok(Rows::anonymous()),
+        Err(unreadable) => return Err(Why::Unknown(unreadable.to_string())),
+    };
+    match module.address_in(mapping, address) {
+        Some(address) => Ok(rows.at(&module, address)),
+        None => Err(Why::NotCode),
+    }
+}
+
 fn placed(symbol: Symbol, base: Frame) -> PlacedFrame {
     let Symbol { function, function_offset, file, line, is_inlined, reason } = symbol;
     PlacedFrame { frame: Frame { function, file, line, is_inlined, reason, ..base }, function_offset }
@@ -252,6 +341,9 @@ fn hex(bytes: &[u8]) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod live_tests;
 
 #[cfg(test)]
 mod tests {
