@@ -3,8 +3,11 @@
 //! A filter's log must hold exactly what an unfiltered one would, less what the filter is to leave out.
 
 use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 
 use crate::log::Log;
@@ -15,7 +18,7 @@ use crate::sockets::Family;
 use crate::stage::{self, Part};
 use crate::tracer::{Ended, NotStarted, Tracer};
 use crate::truth::{How, Kind, Story, Truth};
-use crate::{check, whole};
+use crate::{check, play, whole};
 
 /// A test of one rung.
 pub type Test = fn(&str) -> Result<Outcome, String>;
@@ -38,7 +41,14 @@ pub const TESTS: &[(&str, Test)] = &[
     ("duration", duration),
     ("interrupted", interrupted),
     ("no_such_pid", no_such_pid),
+    ("inside_pid_namespace", inside_pid_namespace),
 ];
+
+pub const PARTS: &[(&str, ReportFn)] = &[("trace_inside", trace_inside)];
+
+/// A part that judges for itself: the problems, or why it was skipped.
+pub type ReportFn = fn(&[String]) -> Judged;
+pub type Judged = Result<Vec<String>, String>;
 
 struct Filter {
     args: fn(&Ready) -> Vec<String>,
@@ -316,4 +326,41 @@ fn no_such_pid(rung: &str) -> Result<Outcome, String> {
             if is_said { Ok(Outcome::Passed) } else { Err(format!("it ended with {status:?}: {stderr}")) }
         }
     }
+}
+
+/// portwatch in a PID namespace, and a client in one below that: pids are portwatch's, as are those in /proc.
+fn inside_pid_namespace(rung: &str) -> Result<Outcome, String> {
+    in_namespace(|_| {
+        unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS)
+            .map_err(|errno| format!("cannot make namespaces: {errno}"))?;
+        let judged: Judged = Part::start("trace_inside", &[rung]).finish_saying();
+        judged.map_or_else(|why| Ok(Outcome::Skipped(why)), report)
+    })
+}
+
+/// The first process of a PID namespace, in a mount namespace of its own.
+fn trace_inside(args: &[String]) -> Judged {
+    let rung = &args[0];
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+        .expect("mount");
+    mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), None::<&str>).expect("mount /proc");
+    assert_eq!(std::process::id(), 1);
+    let netns = std::fs::metadata("/proc/self/ns/net").expect("/proc").ino();
+
+    let tracer = match Tracer::start::<&str>(rung, &[]) {
+        Ok(tracer) => tracer,
+        Err(NotStarted::CannotRun(why)) => return Err(why),
+        Err(failed) => return Ok(vec![failed.to_string()]),
+    };
+    let tracer_pid = tracer.pid();
+    let played = play::scenario("owner_in_nested_pid_namespace");
+    let (truth, ended) = match (played, tracer.stop(Signal::SIGTERM)) {
+        (Ok(truth), Ok(ended)) => (truth, ended),
+        (Err(error), _) | (_, Err(error)) => return Ok(vec![error]),
+    };
+    let stories: Vec<Story> = truth.stories.into_iter().map(without_the_end_of_time_wait).collect();
+    let mut problems = ended_well(&ended, 0, "signal");
+    problems.extend(whole::log(&ended.log, rung, tracer_pid));
+    problems.extend(check::stories(rung, &ended.log, netns, &stories));
+    Ok(problems)
 }
