@@ -11,7 +11,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 
 use crate::log::Log;
-use crate::namespace::Namespace;
+use crate::namespace::{Era, Namespace};
 use crate::run::{Outcome, report};
 use crate::scenarios::mixed::{OTHER_ADDRESS, Ready, SYSCTLS};
 use crate::sockets::Family;
@@ -152,7 +152,7 @@ fn only(mut story: Story, kinds: &[Kind]) -> Option<Story> {
 
 /// Runs the mixed workload under a filter.
 fn filter(rung: &str, filter: &Filter) -> Result<Outcome, String> {
-    in_namespace(|netns| {
+    in_namespace(|namespace| {
         let mut workload = Part::piped("mixed");
         let ready: Ready = workload.hear();
         let tracer = match Tracer::start(rung, &(filter.args)(&ready)) {
@@ -173,10 +173,10 @@ fn filter(rung: &str, filter: &Filter) -> Result<Outcome, String> {
         if stories.is_empty() {
             problems.push("the workload has nothing that the filter is to keep".to_owned());
         }
-        problems.extend(check::stories(rung, &ended.log, netns, &stories));
+        problems.extend(check::stories(rung, &ended.log, &namespace.era(), &stories));
         let is_of_one_namespace = (filter.args)(&ready).iter().any(|arg| arg == "--netns" || arg == "-p");
         if is_of_one_namespace {
-            problems.extend(lines_of_others(&ended.log, netns));
+            problems.extend(lines_of_others(&ended.log, &namespace.era()));
         }
         report(problems)
     })
@@ -190,8 +190,8 @@ fn without_the_end_of_time_wait(mut story: Story) -> Story {
     story
 }
 
-fn lines_of_others(log: &Log, netns: u64) -> Vec<String> {
-    let others = log.lines.iter().filter(|line| line.netns != Some(netns));
+fn lines_of_others(log: &Log, era: &Era) -> Vec<String> {
+    let others = log.lines.iter().filter(|line| line.netns != Some(era.inode));
     others.map(|line| format!("of another namespace: {line}")).collect()
 }
 
@@ -208,10 +208,10 @@ fn ended_well(ended: &Ended, status: i32, ended_by: &str) -> Vec<String> {
 }
 
 /// Calls `test` in a thread that has a network namespace of its own.
-fn in_namespace(test: impl FnOnce(u64) -> Result<Outcome, String> + Send) -> Result<Outcome, String> {
+fn in_namespace(test: impl FnOnce(&Namespace) -> Result<Outcome, String> + Send) -> Result<Outcome, String> {
     let run = || {
         let namespace = Namespace::enter_new(SYSCTLS)?;
-        test(namespace.inode())
+        test(&namespace)
     };
     std::thread::scope(|scope| scope.spawn(run).join())
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -219,7 +219,7 @@ fn in_namespace(test: impl FnOnce(u64) -> Result<Outcome, String> + Send) -> Res
 
 /// `record -- CMD`: CMD and its children are traced, and its end is ours.
 fn command(rung: &str, end: &str, status: i32) -> Result<Outcome, String> {
-    in_namespace(|netns| {
+    in_namespace(|namespace| {
         let directory = tempfile::tempdir().expect("a directory for the truth");
         let truth_path = directory.path().join("truth.json");
         let command = stage::command("command", &[]);
@@ -248,8 +248,8 @@ fn command(rung: &str, end: &str, status: i32) -> Result<Outcome, String> {
             problems.push("the command is not a child of portwatch".to_owned());
         }
         let stories: Vec<Story> = truth.stories.into_iter().map(without_the_end_of_time_wait).collect();
-        problems.extend(check::stories(rung, &ended.log, netns, &stories));
-        problems.extend(lines_of_others(&ended.log, netns));
+        problems.extend(check::stories(rung, &ended.log, &namespace.era(), &stories));
+        problems.extend(lines_of_others(&ended.log, &namespace.era()));
         report(problems)
     })
 }
@@ -345,7 +345,8 @@ fn trace_inside(args: &[String]) -> Judged {
         .expect("mount");
     mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), None::<&str>).expect("mount /proc");
     assert_eq!(std::process::id(), 1);
-    let netns = std::fs::metadata("/proc/self/ns/net").expect("/proc").ino();
+    let inode = std::fs::metadata("/proc/self/ns/net").expect("/proc").ino();
+    let era = Era { inode, from_ns: 0, until_ns: i128::MAX };
 
     let tracer = match Tracer::start::<&str>(rung, &[]) {
         Ok(tracer) => tracer,
@@ -361,6 +362,6 @@ fn trace_inside(args: &[String]) -> Judged {
     let stories: Vec<Story> = truth.stories.into_iter().map(without_the_end_of_time_wait).collect();
     let mut problems = ended_well(&ended, 0, "signal");
     problems.extend(whole::log(&ended.log, rung, tracer_pid));
-    problems.extend(check::stories(rung, &ended.log, netns, &stories));
+    problems.extend(check::stories(rung, &ended.log, &era, &stories));
     Ok(problems)
 }
