@@ -299,4 +299,3 @@ impl Tracing {
         self.links.clear();
     }
 }
-

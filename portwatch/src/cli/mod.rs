@@ -52,7 +52,7 @@ pub fn run() -> Result<ExitCode> {
     match Cli::parse().command {
         Command::Trace(args) => trace::run(args),
         Command::Record(args) => record::run(args),
-        Command::Demo(args) => demo::run(args),
         Command::Doctor(args) => doctor::run(args),
+        Command::Demo(args) => demo::run(args),
     }
 }
