@@ -13,6 +13,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::opener::Opener;
 use super::start_time;
 
 /// Bytes of one `/proc/PID/maps` that are read. A line is about 100 bytes, and `vm.max_map_count` is 65530 by default.
@@ -44,6 +45,8 @@ pub enum Backing {
         id: FileId,
         path: Arc<Path>,
         is_deleted: bool,
+        /// Tells two files apart that had the inode number one after the other; 0 when not known.
+        file_generation: u64,
     },
     Vdso,
     /// Memory without a file, where just-in-time compilers put their code. The text is the kernel's name for it.
@@ -62,7 +65,13 @@ pub struct Mapping {
 
 impl Mapping {
     /// From the fields of a line or a record. `name` is the path or pseudo-path.
-    pub(super) fn new(start: u64, end: u64, offset: u64, id: FileId, name: &[u8]) -> Option<Mapping> {
+    pub(super) fn new(
+        start: u64,
+        end: u64,
+        offset: u64,
+        (id, file_generation): (FileId, u64),
+        name: &[u8],
+    ) -> Option<Mapping> {
         if start >= end {
             return None;
         }
@@ -73,7 +82,12 @@ impl Mapping {
                     Some(path) => (path, true),
                     None => (name, false),
                 };
-                Backing::File { id, path: Arc::from(Path::new(OsStr::from_bytes(path))), is_deleted }
+                Backing::File {
+                    id,
+                    path: Arc::from(Path::new(OsStr::from_bytes(path))),
+                    is_deleted,
+                    file_generation,
+                }
             }
             _ => Backing::Anonymous(String::from_utf8_lossy(name).into()),
         };
@@ -134,6 +148,7 @@ pub enum Missing {
     /// Its number is another process's now.
     Reused,
     NotPermitted,
+    Stalled,
 }
 
 impl fmt::Display for Missing {
@@ -142,6 +157,7 @@ impl fmt::Display for Missing {
             Missing::Gone => "the process ended before its mappings were read",
             Missing::Reused => "the process ended and its number was used again",
             Missing::NotPermitted => "the mappings of the process may not be read",
+            Missing::Stalled => "reading the mappings of the process took too long",
         })
     }
 }
@@ -170,12 +186,13 @@ pub struct ProcessMaps {
     exits: VecDeque<(u64, u32)>,
     /// Records keep what is known up to date. Without, `/proc` is read anew for every stack.
     is_followed: bool,
+    opener: Opener,
     counters: Counters,
 }
 
 impl ProcessMaps {
     /// Keeps at most `capacity` address spaces.
-    pub fn new(capacity: usize) -> ProcessMaps {
+    pub fn new(capacity: usize, opener: Opener) -> ProcessMaps {
         ProcessMaps {
             spaces: HashMap::new(),
             capacity: capacity.max(1),
@@ -184,6 +201,7 @@ impl ProcessMaps {
             uses: 0,
             exits: VecDeque::new(),
             is_followed: false,
+            opener,
             counters: Counters::default(),
         }
     }
@@ -213,7 +231,8 @@ impl ProcessMaps {
                 return Ok(space.clone());
             }
         }
-        match read_maps(tgid, start_boot_ns) {
+        let read = self.opener.run(move || read_maps(tgid, start_boot_ns));
+        match read.unwrap_or(Err(Missing::Stalled)) {
             Ok((mappings, start)) => {
                 let (mappings, dropped) = tidy(mappings);
                 self.counters.mappings_dropped += dropped;
@@ -500,7 +519,7 @@ fn parse_line(line: &[u8]) -> Option<Mapping> {
     let hex = |digits| u64::from_str_radix(digits, 16).ok();
     let hex32 = |digits| u32::from_str_radix(digits, 16).ok();
     let id = FileId { major: hex32(major)?, minor: hex32(minor)?, inode: inode.parse().ok()? };
-    Mapping::new(hex(start)?, hex(end)?, hex(offset)?, id, &unescape(rest.trim_ascii_start()))
+    Mapping::new(hex(start)?, hex(end)?, hex(offset)?, (id, 0), &unescape(rest.trim_ascii_start()))
 }
 
 /// The kernel writes a newline in a path as `\012`, and nothing else in its place.
@@ -521,3 +540,7 @@ fn unescape(path: &[u8]) -> Vec<u8> {
     }
     bytes
 }
+
+#[cfg(test)]
+#[path = "process_maps_tests.rs"]
+mod tests;
