@@ -482,3 +482,47 @@ fn blocks_when_told_to() {
         let _ = std::io::stdin().read(&mut [0]);
     }
 }
+
+#[test]
+fn stacks_of_processes_that_ended_are_named_as_those_of_live_ones() {
+    let Some(program) = paths_program(&[]) else { return skip("no C compiler") };
+    let mut stacks = Stacks::new(Options { sideband: true, ..Options::default() });
+    if let Some(note) = stacks.note() {
+        return skip(note);
+    }
+    // Taken while they live, asked for when they are gone: only records told of their mappings.
+    let mut taken = Vec::new();
+    for _ in 0..20 {
+        let (running, tid) = on_path(&program, "plain");
+        let tgid = running.child.id();
+        taken.push((tgid, start_time::of_process(tgid).unwrap(), take(tgid, tid)));
+    }
+    stacks.drain_sideband();
+    for (tgid, start_boot_ns, taken) in &taken {
+        let unwound = stacks.unwind_snapshot(&Snapshot {
+            tgid: *tgid,
+            start_boot_ns: *start_boot_ns,
+            mono_ns: u64::MAX,
+            registers: taken.registers,
+            stack: StackBytes { start: taken.registers.sp, bytes: &taken.bytes, valid: taken.valid },
+            prefix: &[],
+        });
+        assert_eq!(unwound.outcome, Outcome::Complete, "{unwound:x?}");
+        let raw = RawStack {
+            id: StackId(1),
+            tgid: *tgid,
+            start_boot_ns: *start_boot_ns,
+            addresses: unwound.addresses,
+        };
+        let resolved = stacks.resolve_at(&raw, *start_boot_ns, u64::MAX);
+        let names: Vec<&str> = resolved.stack.frames.iter().filter_map(|f| f.function.as_deref()).collect();
+        for expected in ["block_here", "plain_inner", "plain_middle", "plain", "main"] {
+            assert!(names.contains(&expected), "{names:?}");
+        }
+        assert_eq!(resolved.completeness, Completeness::Complete);
+        assert!(resolved.call_site.is_some_and(|site| site.starts_with("block_here+0x")));
+    }
+    assert_eq!(stacks.counters().maps.missing, 0);
+    // One program, one C library, one loader at most.
+    assert!(stacks.counters().modules.opened <= 3, "{:?}", stacks.counters());
+}

@@ -1,8 +1,9 @@
 //! Raw user stacks → frames with names, and the line of the application that asked for a port.
 //!
-//! [`Stacks`] is the door. Inside, in the order data flows: what code is mapped where ([`process_maps`]), the program
-//! files behind it ([`elf`]), names of what is in them ([`symbolize`], [`perf_map`]), and which of the frames is the
-//! application's ([`call_site`], [`libraries`]). How addresses are taken from a stack is the kernel side's business.
+//! [`Stacks`] is the door. Inside, in the order data flows: what code is mapped where ([`process_maps`], kept up to date by
+//! [`sideband`]), the program files behind it ([`elf`]), how their frames are walked ([`rows`], [`unwind`]), names of what is
+//! in them ([`symbolize`], `perf_map`), and which of the frames is the application's ([`call_site`], [`libraries`]). How
+//! addresses are taken from a live stack is the kernel side's business; so is which event a stack belongs to.
 
 pub mod call_site;
 mod debug_file;
@@ -87,6 +88,17 @@ pub struct Resolved {
     pub completeness: Completeness,
 }
 
+/// What was refused or given up, for the summary.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    pub maps: process_maps::Counters,
+    pub records: sideband::Counters,
+    pub modules: elf::Counters,
+    pub symbols: symbolize::Counters,
+    /// Unwind tables, or entries of them, that could not be read.
+    pub tables_malformed: u64,
+}
+
 /// Reads stacks. Not `Send`: make it in the thread that uses it.
 pub struct Stacks {
     maps: ProcessMaps,
@@ -128,6 +140,17 @@ impl Stacks {
     /// What the user should know of how well processes can be followed; `None` when all is well.
     pub fn note(&self) -> Option<&str> {
         self.note.as_deref()
+    }
+
+    /// What was refused or given up so far.
+    pub fn counters(&self) -> Counters {
+        Counters {
+            maps: self.maps.counters(),
+            records: self.sideband.as_ref().map(Sideband::counters).unwrap_or_default(),
+            modules: self.modules.counters(),
+            symbols: self.symbols.counters(),
+            tables_malformed: self.rows.malformed(),
+        }
     }
 
     /// Takes in what the kernel told of mappings until now. To be called with the events of a batch in hand and before

@@ -169,7 +169,7 @@ pub struct Counters {
     pub evicted: u64,
     /// Mappings not kept because a process has too many.
     pub mappings_dropped: u64,
-    /// Processes whose mappings could not be had.
+    /// Times that the mappings of a process could not be had.
     pub missing: u64,
 }
 
@@ -221,6 +221,12 @@ impl ProcessMaps {
     /// # Errors
     /// When the process is gone and no record told of it.
     pub fn find(&mut self, tgid: u32, start_boot_ns: u64, mono_ns: u64) -> Result<Space, Missing> {
+        let found = self.look_up(tgid, start_boot_ns, mono_ns);
+        self.counters.missing += u64::from(found.is_err());
+        found
+    }
+
+    fn look_up(&mut self, tgid: u32, start_boot_ns: u64, mono_ns: u64) -> Result<Space, Missing> {
         self.uses += 1;
         let uses = self.uses;
         let is_followed = self.is_followed;
@@ -251,14 +257,11 @@ impl ProcessMaps {
                 self.insert(tgid, space.clone());
                 Ok(space)
             }
-            Err(missing) => match self.slot(tgid, known).filter(|space| !space.mappings.is_empty()) {
+            Err(missing) => {
                 // What the records told of it is better than nothing.
-                Some(space) => Ok(space.clone()),
-                None => {
-                    self.counters.missing += 1;
-                    Err(missing)
-                }
-            },
+                let known = self.slot(tgid, known).filter(|space| !space.mappings.is_empty());
+                known.map(|space| space.clone()).ok_or(missing)
+            }
         }
     }
 
@@ -279,7 +282,7 @@ impl ProcessMaps {
         // A parent from before the start is read now: the child may not live long enough to be read itself.
         let from = match self.current(parent) {
             Some(space) if space.is_complete => Some(space.clone()),
-            _ => self.find(parent, 0, mono_ns).ok(),
+            _ => self.look_up(parent, 0, mono_ns).ok(),
         };
         let new = Space::new(0, Some(start_boot_ns), mono_ns, self.uses);
         let space = match from {
