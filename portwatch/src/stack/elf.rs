@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use super::elf_copy::{self, Layout, Section};
 use super::elf_open;
+use super::mapping::{Backing, FileId, Mapping};
 use super::opener::Opener;
-use super::process_maps::{Backing, FileId, Mapping};
 
 /// For how long a file of known generation is taken to be unchanged. Comparing it for each of a thousand processes a
 /// second that run it would cost more than all the rest.

@@ -6,7 +6,8 @@ use std::os::unix::fs::symlink;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::super::process_maps::{ProcessMaps, parse};
+use super::super::mapping::parse;
+use super::super::process_maps::ProcessMaps;
 use super::super::symbolize::SymbolTable;
 use super::*;
 

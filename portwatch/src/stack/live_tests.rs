@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use object::read::elf::ElfFile64;
 use object::{Object as _, ObjectSection as _};
 
-use super::process_maps::Backing;
+use super::mapping::Backing;
 use super::unwind::Outcome;
 use super::*;
 use crate::event::StackId;
@@ -110,7 +110,7 @@ fn walk(stacks: &mut Stacks, tgid: u32, taken: &Taken) -> Unwound {
 /// The same walk by framehop.
 fn oracle(tgid: u32, taken: &Taken) -> Vec<u64> {
     let mut unwinder: UnwinderX86_64<Vec<u8>> = UnwinderX86_64::new();
-    for mapping in process_maps::parse(&fs::read(format!("/proc/{tgid}/maps")).unwrap()) {
+    for mapping in mapping::parse(&fs::read(format!("/proc/{tgid}/maps")).unwrap()) {
         let Backing::File { path, .. } = &mapping.backing else { continue };
         let link = format!("/proc/{tgid}/map_files/{:x}-{:x}", mapping.start, mapping.end);
         let bytes = fs::read(link).or_else(|_| fs::read(path)).unwrap();
@@ -409,7 +409,11 @@ fn walk_of_stock_programs_equals_framehops_and_gdbs() {
             Some(addresses) => assert_eq!(unwound.addresses, addresses, "{context}"),
             None => skip("no gdb"),
         }
-        compared.push((name, unwound.addresses.len()));
+        let count = unwound.addresses.len();
+        let raw = RawStack { id: StackId(1), tgid, start_boot_ns: 0, addresses: unwound.addresses };
+        let resolved = stacks.resolve_at(&raw, 0, u64::MAX);
+        assert_eq!(resolved.completeness, Completeness::Complete, "{context}");
+        compared.push((name, count, resolved.call_site));
     }
     eprintln!("compared: {compared:?}");
     assert!(compared.len() >= 3, "{compared:?}");

@@ -12,6 +12,7 @@ mod elf_copy;
 mod elf_open;
 pub mod libraries;
 pub mod machine;
+pub mod mapping;
 pub mod opener;
 mod perf_map;
 pub mod process_maps;
@@ -29,9 +30,10 @@ use crate::output::{Frame, FrameKind, Stack};
 
 use call_site::{Libraries, PlacedFrame};
 use elf::{Modules, Unreadable};
+use mapping::{Backing, Mapping};
 use opener::Opener;
 use perf_map::PerfMaps;
-use process_maps::{Backing, Mapping, ProcessMaps, Space};
+use process_maps::{ProcessMaps, Space};
 use rows::{Row, Rows};
 use sideband::Sideband;
 use symbolize::{Symbol, SymbolTable};
@@ -404,7 +406,7 @@ mod tests {
     #[test]
     fn function_of_the_c_library_is_named_and_is_no_call_site() {
         let mut stacks = Stacks::new(Options::default());
-        let maps = process_maps::parse(&std::fs::read("/proc/self/maps").unwrap());
+        let maps = mapping::parse(&std::fs::read("/proc/self/maps").unwrap());
         let is_libc = |mapping: &&Mapping| match &mapping.backing {
             Backing::File { path, .. } => path.to_string_lossy().contains("libc.so"),
             _ => false,
@@ -419,7 +421,7 @@ mod tests {
     #[test]
     fn vdso_is_named() {
         let mut stacks = Stacks::new(Options::default());
-        let maps = process_maps::parse(&std::fs::read("/proc/self/maps").unwrap());
+        let maps = mapping::parse(&std::fs::read("/proc/self/maps").unwrap());
         let vdso = maps.iter().find(|mapping| mapping.backing == Backing::Vdso).unwrap();
         let addresses = (vdso.start + 1..vdso.end).step_by(16).collect();
         let raw = raw(std::process::id(), addresses);

@@ -1,3 +1,4 @@
+use super::super::mapping::{Backing, FileId, MAPPINGS_MAX};
 use super::*;
 
 fn mapping(start: u64, end: u64, offset: u64, inode: u64) -> Mapping {

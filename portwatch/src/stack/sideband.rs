@@ -12,7 +12,8 @@ use nix::time::{ClockId, clock_gettime};
 use perf_event::events::Software;
 use perf_event::{Builder, Clock, SampleFlag, Sampler};
 
-use super::process_maps::{FileId, Mapping, ProcessMaps};
+use super::mapping::{FileId, Mapping};
+use super::process_maps::ProcessMaps;
 
 /// Buffer per CPU. The start of a program takes about 1.5 KiB of records, so this is some 170 of them on one CPU
 /// between two drains; hosts with very many CPUs get less each, as each has less to tell.

@@ -1,7 +1,7 @@
 use std::process::{Command, Stdio};
 
+use super::super::mapping::Backing;
 use super::super::opener::Opener;
-use super::super::process_maps::Backing;
 use super::*;
 
 fn record(words: &[&[u8]]) -> Vec<u8> {
