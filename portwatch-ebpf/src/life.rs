@@ -148,11 +148,24 @@ pub fn released(sk: Sock, slot: &mut Slot, fallback: u8, now_ns: u64) {
     }
 }
 
+/// Ends a hold whose end was not seen: its socket's memory serves another socket now. Never must that one inherit the owner.
+#[inline(always)]
+pub fn end_stale(sk: Sock, slot: &mut Slot, now_ns: u64) {
+    slot.flags &= !flags::IN_CONNECT;
+    slot.release_reason = reason::UNKNOWN;
+    released(sk, slot, reason::UNKNOWN, now_ns);
+}
+
 /// A socket got its port by bind or listen in the running task.
 #[inline(always)]
 pub fn bound<C: EbpfContext>(ctx: &C, sk: Sock, place: u32, how: u8, now_ns: u64) -> Option<()> {
-    if slot_of(sk).is_some_and(|slot| slot.flags & flags::HAS_PORT != 0) {
-        return None;
+    if let Some(slot) = slot_of(sk) {
+        if slot.flags & flags::HAS_PORT != 0 {
+            if slot.hold.endpoints.port_local == sk.num() {
+                return None;
+            }
+            end_stale(sk, slot, now_ns);
+        }
     }
     let slot = describe(ctx, sk, place, how, None, now_ns)?;
     slot.hold.endpoints.port_remote = 0;

@@ -97,11 +97,14 @@ fn connecting(ctx: &RawTracePointContext, sk: Sock) {
     }
     let now_ns = now();
     if let Some(slot) = life::slot_of(sk) {
-        if slot.flags & flags::HAS_PORT != 0 {
+        if slot.flags & flags::HAS_PORT == 0 {
+            settle(sk, slot, now_ns);
+        } else if slot.hold.endpoints.port_local == sk.num() {
             connecting_bound(sk, slot, now_ns);
             return;
+        } else {
+            life::end_stale(sk, slot, now_ns);
         }
-        settle(sk, slot, now_ns);
     }
     let Some(slot) = life::describe(ctx, sk, scratch::CONNECT, how::CONNECT, None, now_ns) else { return };
     if slot.flags & flags::IS_SELF != 0 {

@@ -57,8 +57,8 @@ pub fn run() -> Result<ExitCode> {
     match cli.command {
         Command::Trace(args) => trace::run(args),
         Command::Record(args) => record::run(args),
-        Command::Demo(args) => demo::run(args),
         Command::Doctor(args) => doctor::run(args),
+        Command::Demo(args) => demo::run(args),
     }
 }
 

@@ -15,7 +15,7 @@ use super::{Request, Shared};
 use crate::aggregate::holds::{Holds, Joined};
 use crate::bpf::{NotRun, Received, Rung, Totals};
 use crate::event::decode::{Body, DecodeError, Record, records};
-use crate::event::{Confidence, Event, Hold, RawStack, StackId};
+use crate::event::{Confidence, Endpoints, Event, Hold, RawStack, StackId};
 use crate::kernel::cgroups::Cgroups;
 use crate::kernel::clock::{self, Anchor};
 use crate::kernel::netns::{self, Namespace};
@@ -86,6 +86,7 @@ pub fn start(
         count: request.count,
         started_mono_ns: anchor.mono_ns,
         holds: Holds::default(),
+        opened: request.command.is_empty().then(HashSet::new),
         processes: Processes::new(
             if request.cmdline { Cmdline::Read } else { Cmdline::Skip },
             Cgroups::find().ok(),
@@ -128,6 +129,9 @@ struct Worker {
     count: Option<u64>,
     started_mono_ns: u64,
     holds: Holds,
+    /// The ends of what was opened since the start, until the list of what was open before is there: that may hold
+    /// some of it, too.
+    opened: Option<HashSet<Endpoints>>,
     processes: Processes,
     netns_seen: HashSet<u32>,
     call_sites: HashMap<StackId, CallSite>,
@@ -224,6 +228,9 @@ impl Worker {
     }
 
     fn event(&mut self, event: &Event, hold: &Arc<Hold>) -> Result<()> {
+        if let Some(opened) = &mut self.opened {
+            opened.insert(hold.endpoints);
+        }
         if self.is_full {
             return Ok(());
         }
@@ -274,7 +281,7 @@ impl Worker {
     fn baseline(&mut self, mono_ns: u64) -> Result<()> {
         let Some(list) = self.shared.take_baseline(mono_ns) else { return Ok(()) };
         let is_deduced = self.shared.tracing().rung == Rung::Tracepoint;
-        let known = self.holds.endpoints();
+        let known = self.opened.take().unwrap_or_default();
         for listed in list.sockets {
             if known.contains(&listed.hold.endpoints) {
                 continue;

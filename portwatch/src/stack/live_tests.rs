@@ -232,7 +232,7 @@ const PATHS: &[(&str, &[&str])] = &[
 
 /// Functions of the program itself on the stack, and the whole answer.
 fn functions(stacks: &mut Stacks, tgid: u32, addresses: &[u64]) -> (Vec<String>, Resolved) {
-    let raw = RawStack { id: StackId(1), tgid, addresses: addresses.to_vec() };
+    let raw = RawStack { id: StackId(1), tgid, start_boot_ns: 0, addresses: addresses.to_vec() };
     let resolved = stacks.resolve(&raw, 0);
     let own = |frame: &&Frame| frame.module.as_ref().is_some_and(|module| module.contains("/paths-"));
     let names = resolved.stack.frames.iter().filter(own).filter_map(|frame| frame.function.clone());
@@ -464,7 +464,7 @@ fn a_rust_program_is_walked_with_the_bias_of_its_code_segment() {
     let unwound = walk(&mut stacks, tgid, &taken);
     assert_eq!(unwound.outcome, Outcome::Complete, "{unwound:x?}");
     assert_eq!(unwound.addresses, oracle(tgid, &taken));
-    let raw = RawStack { id: StackId(1), tgid, addresses: unwound.addresses };
+    let raw = RawStack { id: StackId(1), tgid, start_boot_ns: 0, addresses: unwound.addresses };
     let resolved = stacks.resolve(&raw, 0);
     let names: Vec<&str> =
         resolved.stack.frames.iter().filter_map(|frame| frame.function.as_deref()).collect();

@@ -359,7 +359,8 @@ mod tests {
     fn own_function_is_named_with_its_line() {
         let mut stacks = Stacks::new(Options::default());
         let address = somewhere_to_point_at as fn() -> u64 as usize as u64 + 1;
-        let raw = RawStack { id: StackId(7), tgid: std::process::id(), addresses: vec![address] };
+        let raw =
+            RawStack { id: StackId(7), tgid: std::process::id(), start_boot_ns: 0, addresses: vec![address] };
         for start in [0, start_time::of_process(std::process::id()).unwrap()] {
             let resolved = stacks.resolve(&raw, start);
             let frame = resolved.stack.frames.last().unwrap();
@@ -385,7 +386,12 @@ mod tests {
             _ => false,
         };
         let libc = maps.iter().find(is_libc).expect("a test binary is linked with the C library");
-        let raw = RawStack { id: StackId(7), tgid: std::process::id(), addresses: vec![libc.start + 0x2000] };
+        let raw = RawStack {
+            id: StackId(7),
+            tgid: std::process::id(),
+            start_boot_ns: 0,
+            addresses: vec![libc.start + 0x2000],
+        };
         let resolved = stacks.resolve(&raw, 0);
         assert!(resolved.stack.frames[0].module.as_ref().is_some_and(|module| module.contains("libc.so")));
         assert_eq!(resolved.call_site, None);
@@ -397,7 +403,7 @@ mod tests {
         let maps = process_maps::parse(&std::fs::read("/proc/self/maps").unwrap());
         let vdso = maps.iter().find(|mapping| mapping.backing == Backing::Vdso).unwrap();
         let addresses = (vdso.start + 1..vdso.end).step_by(16).collect();
-        let raw = RawStack { id: StackId(7), tgid: std::process::id(), addresses };
+        let raw = RawStack { id: StackId(7), tgid: std::process::id(), start_boot_ns: 0, addresses };
         let resolved = stacks.resolve(&raw, 0);
         let names: Vec<_> =
             resolved.stack.frames.iter().filter_map(|frame| frame.function.as_deref()).collect();
@@ -410,7 +416,8 @@ mod tests {
         let tgid = child.id();
         child.wait().unwrap();
         let mut stacks = Stacks::new(Options::default());
-        let resolved = stacks.resolve(&RawStack { id: StackId(7), tgid, addresses: vec![0, 0x1000] }, 0);
+        let resolved = stacks
+            .resolve(&RawStack { id: StackId(7), tgid, start_boot_ns: 0, addresses: vec![0, 0x1000] }, 0);
         assert_eq!(resolved.stack.frames.len(), 2);
         assert!(resolved.stack.frames.iter().all(|frame| frame.reason.is_some() && frame.function.is_none()));
         assert_eq!(resolved.call_site, None);
@@ -419,7 +426,8 @@ mod tests {
     #[test]
     fn empty_stack_is_none() {
         let mut stacks = Stacks::new(Options::default());
-        let raw = RawStack { id: StackId(7), tgid: std::process::id(), addresses: Vec::new() };
+        let raw =
+            RawStack { id: StackId(7), tgid: std::process::id(), start_boot_ns: 0, addresses: Vec::new() };
         assert_eq!(stacks.resolve(&raw, 0).completeness, Completeness::None);
     }
 }
