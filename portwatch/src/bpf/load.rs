@@ -63,7 +63,11 @@ impl fmt::Display for LoadError {
         for (rung, reason) in &self.reasons {
             write!(f, "\n  {rung}: {}", one_line(reason))?;
         }
-        Ok(())
+        let hint = "`portwatch doctor` says what is missing here and how to get it";
+        match nix::unistd::geteuid().is_root() {
+            true => write!(f, "\n  next: {hint}"),
+            false => write!(f, "\n  next: run it as root; {hint}"),
+        }
     }
 }
 
@@ -79,6 +83,8 @@ pub(super) fn one_line(error: &anyhow::Error) -> String {
             0..=3 => lines.join(" "),
             n => format!("{} … {}", lines[0], lines[n - 3..].join(" ")),
         };
+        // aya announces the verifier's log even where the kernel refused before it came to verifying.
+        let text = text.trim_end().trim_end_matches(" Verifier output:").to_owned();
         if !parts.last().is_some_and(|last| last.contains(&text)) {
             parts.push(text);
         }

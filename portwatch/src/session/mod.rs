@@ -230,7 +230,7 @@ fn stack_method(request: &Request) -> &'static str {
 }
 
 /// What a rung sees of each event type.
-fn coverage(rung: Rung) -> BTreeMap<&'static str, &'static str> {
+pub fn coverage(rung: Rung) -> BTreeMap<&'static str, &'static str> {
     (0..EVENT_KINDS)
         .map(|kind| {
             let how = match (rung, EVENT_NAMES[kind]) {
