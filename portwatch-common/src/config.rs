@@ -25,7 +25,7 @@ pub struct Offsets {
     // struct sock
     pub sk_protocol: u32,
     pub sk_err: u32,
-    pub sk_socket: u32,
+    pub sk_shutdown: u32,
     // struct inet_sock
     pub inet_sport: u32,
     // struct tcp_sock

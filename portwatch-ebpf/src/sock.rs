@@ -64,12 +64,11 @@ impl Sock {
         kernel::<u32>(self.0, offset!(sk_err)).unwrap_or(0)
     }
 
-    /// Whether a descriptor still leads here: the last close() cuts the socket off before it does anything else.
+    /// Whether the last close() is under way: it shuts both directions down before it does anything else.
     #[inline(always)]
-    pub fn is_open(self) -> bool {
-        kernel_pointer(self.0, offset!(sk_socket))
-            .and_then(|socket| kernel_pointer(socket, offset!(socket_sk)))
-            .is_some_and(|sk| sk == self.0)
+    pub fn is_closing(self) -> bool {
+        const SHUTDOWN_MASK: u8 = 3;
+        kernel(self.0, offset!(sk_shutdown)) == Some(SHUTDOWN_MASK)
     }
 
     /// `struct net *`

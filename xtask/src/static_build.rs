@@ -1,7 +1,7 @@
 //! Programs that need nothing but the kernel, for test machines and for shipping.
 
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 
@@ -15,8 +15,7 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// `portwatch` and the kernel tests for test machines.
 pub struct TestPrograms {
     pub portwatch: PathBuf,
-    /// `None` while the repository has no kernel tests.
-    pub kernel_tests: Option<PathBuf>,
+    pub kernel_tests: PathBuf,
 }
 
 /// Builds `portwatch` in `profile`.
@@ -30,18 +29,13 @@ pub fn portwatch(workspace: &Workspace, profile: &str) -> Result<PathBuf> {
 /// Builds what a test machine runs, optimised lightly: the emulated processor is slow, and so is a release build.
 pub fn test_programs(workspace: &Workspace) -> Result<TestPrograms> {
     let portwatch = portwatch(workspace, "vm")?;
-    let kernel_tests = if workspace.has_test("kernel") {
-        let mut cargo = cargo(workspace, "vm", "test");
-        cargo.args(["--test", "kernel", "--no-run", "--message-format=json-render-diagnostics"]);
-        // Diagnostics go to the terminal; the messages, one JSON object a line, name the file.
-        let messages = process::output(cargo.stderr(std::process::Stdio::inherit()))?;
-        let path =
-            executable(&messages, "kernel").context("cargo names no executable for the kernel tests")?;
-        static_elf::require(&path)?;
-        Some(path)
-    } else {
-        None
-    };
+    let mut cargo = cargo(workspace, "vm", "test");
+    cargo.args(["--test", "kernel", "--no-run", "--message-format=json-render-diagnostics"]);
+    // Diagnostics go to the terminal; the messages, one JSON object a line, name the file.
+    let messages = process::output(cargo.stderr(Stdio::inherit()))?;
+    let kernel_tests =
+        executable(&messages, "kernel").context("cargo names no executable for the kernel tests")?;
+    static_elf::require(&kernel_tests)?;
     Ok(TestPrograms { portwatch, kernel_tests })
 }
 

@@ -4,6 +4,7 @@
 mod attach;
 mod counters;
 mod load;
+pub mod probe;
 mod programs;
 mod reader;
 mod settings;

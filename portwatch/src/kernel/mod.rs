@@ -6,6 +6,7 @@ pub mod btf;
 pub mod cgroups;
 pub mod clock;
 pub mod container;
+pub mod features;
 pub mod host;
 mod mountinfo;
 mod netlink;

@@ -165,7 +165,8 @@ fn setting(name: &str) -> Option<String> {
     fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).ok()
 }
 
-fn number(name: &str) -> Option<u32> {
+/// One of the numbers under `net.ipv4`, of the current thread's namespace.
+pub fn number(name: &str) -> Option<u32> {
     setting(name)?.trim().parse().ok()
 }
 

@@ -60,7 +60,7 @@ impl Format {
     }
 }
 
-/// `__u8 saddr[4];	offset:32;	size:4;	signed:0;`
+/// `__u8 saddr[4]; offset:32; size:4; signed:0;`
 fn field(text: &str) -> Result<Field> {
     let mut parts = text.split(';').map(str::trim);
     let declaration = parts.next().unwrap_or_default();

@@ -158,10 +158,13 @@ impl Stacks {
 
     /// Takes in what the kernel told of mappings until now. To be called with the events of a batch in hand and before
     /// any of them is resolved, so that whatever was mapped when they happened is known.
-    pub fn drain_sideband(&mut self) {
+    ///
+    /// Gives back the processes whose rows are no longer those that were taught: other code stands in their place.
+    pub fn drain_sideband(&mut self) -> Vec<u32> {
         if let Some(sideband) = &mut self.sideband {
             sideband.drain(&mut self.maps);
         }
+        self.maps.take_replaced()
     }
 
     /// Names the frames of a stack that was taken at `mono_ns`. `start_boot_ns` is the start of its process,

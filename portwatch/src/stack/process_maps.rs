@@ -115,6 +115,8 @@ pub struct ProcessMaps {
     exits: VecDeque<(u64, u32)>,
     /// Records keep what is known up to date. Without, `/proc` is read anew for every stack.
     is_followed: bool,
+    /// Processes in which other code came to stand where code was.
+    replaced: Vec<u32>,
     opener: Opener,
     counters: Counters,
 }
@@ -130,6 +132,7 @@ impl ProcessMaps {
             uses: 0,
             exits: VecDeque::new(),
             is_followed: false,
+            replaced: Vec::new(),
             opener,
             counters: Counters::default(),
         }
@@ -249,8 +252,14 @@ impl ProcessMaps {
         if is_replaced {
             space.generation = generation;
             self.generation = generation;
+            self.replaced.push(tgid);
         }
         self.counters.mappings_dropped += u64::from(is_dropped);
+    }
+
+    /// Processes in which, since the last time this was asked, other code came to stand where code was.
+    pub fn take_replaced(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.replaced)
     }
 
     /// A process ended. What is known of it stays for a while.

@@ -2,6 +2,12 @@
 //!
 //! `tests/data/btf` holds small copies of real kernels' types, see its README for how they are made.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::type_complexity,
+    reason = "a test may panic, and its tables need no names for their types"
+)]
+
 mod bpftool;
 mod minimise;
 mod writer;
@@ -246,7 +252,7 @@ fn changed_member_is_absent_and_named() {
         ("net_death_row", "net.ipv4.tcp_death_row", "it is no longer an embedded structure"),
         ("tw_substate", "inet_timewait_sock.tw_substate", "it is a bit-field"),
         ("sk_err", "sock.sk_err", "it is no longer 4 bytes wide"),
-        ("sk_uid", "sock.sk_uid", "the structure has no such member"),
+        ("sk_protocol", "sock.sk_protocol", "the structure has no such member"),
         ("task_stack", "task_struct.stack", "this kernel has no such structure"),
         ("net_count", "net.ns.__ns_ref", "the structure has no such member"),
         ("upid_size", "upid", "this kernel has no such structure"),
@@ -410,5 +416,12 @@ fn rewrite_stored_kernels() {
             "{kernel}"
         );
     }
+    rewrite_stored_offsets();
+}
+
+/// Enough after a new member of a structure that is stored already.
+#[test]
+#[ignore = "rewrites tests/data/btf/offsets.tsv"]
+fn rewrite_stored_offsets() {
     fs::write(data().join("offsets.tsv"), table(&KERNELS.map(stored))).unwrap();
 }

@@ -6,6 +6,7 @@ use nix::errno::Errno;
 
 use crate::coverage::{self, Seen};
 use crate::log::{Line, Log};
+use crate::namespace::Era;
 use crate::truth::{Failure, Happened, How, Kind, Story, Task, name_of};
 
 /// What `/proc/PID/stat` counts starts of processes in: `USER_HZ`, 100 on every architecture we build for.
@@ -14,14 +15,14 @@ const NS_PER_TICK: u64 = 10_000_000;
 const HELD_SLACK_NS: u64 = 5_000_000;
 
 /// Compares what the log says of one namespace with what happened there; the differences, in words.
-pub fn stories(rung: &str, log: &Log, netns: u64, stories: &[Story]) -> Vec<String> {
+pub fn stories(rung: &str, log: &Log, era: &Era, stories: &[Story]) -> Vec<String> {
     let mut problems = Vec::new();
     let is_guessed = coverage::is_time_wait_guessed(rung, stories);
-    let mut holds = holds_by_place(log, netns);
+    let mut holds = holds_by_place(log, era);
     for story in stories {
         let Some(place) = place_of_story(rung, story) else { continue };
         let candidates = holds.get_mut(&place).map(Vec::as_mut_slice).unwrap_or_default();
-        let begun = |hold: &Vec<&Line>| begun_ns(log, hold[0]);
+        let begun = |hold: &Vec<&Line>| log.begun_ns(hold[0]);
         let is_meant = |hold: &Vec<&Line>| {
             (i128::from(story.call_ns.0)..=i128::from(story.call_ns.1)).contains(&begun(hold))
         };
@@ -31,7 +32,7 @@ pub fn stories(rung: &str, log: &Log, netns: u64, stories: &[Story]) -> Vec<Stri
         }
     }
     for hold in holds.into_values().flatten() {
-        let begun = hold.first().map(|line| begun_ns(log, line));
+        let begun = hold.first().map(|line| log.begun_ns(line));
         problems.extend(hold.iter().map(|line| format!("nobody did this: {line} (begun {begun:?})")));
     }
     problems
@@ -48,13 +49,9 @@ fn place(kind: Kind, how: &str, port: Option<u16>, port_remote: Option<u16>) -> 
     (kind, (!is_of_connection).then(|| how.to_owned()), port, port_remote.filter(|_| has_peer))
 }
 
-fn holds_by_place(log: &Log, netns: u64) -> HashMap<Place, Vec<Vec<&Line>>> {
-    let mut holds: HashMap<&str, Vec<&Line>> = HashMap::new();
-    for line in log.of_netns(netns) {
-        holds.entry(&line.socket).or_default().push(line);
-    }
+fn holds_by_place<'a>(log: &'a Log, era: &Era) -> HashMap<Place, Vec<Vec<&'a Line>>> {
     let mut by_place: HashMap<Place, Vec<Vec<&Line>>> = HashMap::new();
-    for hold in holds.into_values() {
+    for hold in log.holds(era) {
         let first = hold[0];
         let kind = first.kind().expect("only events are kept");
         let how = first.how.as_deref().unwrap_or_default();
@@ -69,11 +66,6 @@ fn place_of_story(rung: &str, story: &Story) -> Option<Place> {
     // The failure of a bound socket's connect is a connect's.
     let how = if first.kind() == Kind::ConnectFailed { How::Connect } else { story.how };
     Some(place(first.kind(), how.name(), story.port, story.peer.map(|peer| peer.port())))
-}
-
-/// When the hold or attempt began, in the clock of the stories.
-fn begun_ns(log: &Log, first: &Line) -> i128 {
-    log.start_ns() + i128::from(first.since_ns.unwrap_or(first.mono_ns))
 }
 
 fn compare(rung: &str, hold: &[&Line], story: &Story, is_guessed: bool, problems: &mut Vec<String>) {

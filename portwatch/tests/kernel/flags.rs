@@ -3,19 +3,22 @@
 //! A filter's log must hold exactly what an unfiltered one would, less what the filter is to leave out.
 
 use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 
 use crate::log::Log;
-use crate::namespace::Namespace;
+use crate::namespace::{Era, Namespace};
 use crate::run::{Outcome, report};
 use crate::scenarios::mixed::{OTHER_ADDRESS, Ready, SYSCTLS};
 use crate::sockets::Family;
 use crate::stage::{self, Part};
 use crate::tracer::{Ended, NotStarted, Tracer};
 use crate::truth::{How, Kind, Story, Truth};
-use crate::{check, whole};
+use crate::{check, play, whole};
 
 /// A test of one rung.
 pub type Test = fn(&str) -> Result<Outcome, String>;
@@ -38,7 +41,14 @@ pub const TESTS: &[(&str, Test)] = &[
     ("duration", duration),
     ("interrupted", interrupted),
     ("no_such_pid", no_such_pid),
+    ("inside_pid_namespace", inside_pid_namespace),
 ];
+
+pub const PARTS: &[(&str, ReportFn)] = &[("trace_inside", trace_inside)];
+
+/// A part that judges for itself: the problems, or why it was skipped.
+pub type ReportFn = fn(&[String]) -> Judged;
+pub type Judged = Result<Vec<String>, String>;
 
 struct Filter {
     args: fn(&Ready) -> Vec<String>,
@@ -142,7 +152,7 @@ fn only(mut story: Story, kinds: &[Kind]) -> Option<Story> {
 
 /// Runs the mixed workload under a filter.
 fn filter(rung: &str, filter: &Filter) -> Result<Outcome, String> {
-    in_namespace(|netns| {
+    in_namespace(|namespace| {
         let mut workload = Part::piped("mixed");
         let ready: Ready = workload.hear();
         let tracer = match Tracer::start(rung, &(filter.args)(&ready)) {
@@ -163,10 +173,10 @@ fn filter(rung: &str, filter: &Filter) -> Result<Outcome, String> {
         if stories.is_empty() {
             problems.push("the workload has nothing that the filter is to keep".to_owned());
         }
-        problems.extend(check::stories(rung, &ended.log, netns, &stories));
+        problems.extend(check::stories(rung, &ended.log, &namespace.era(), &stories));
         let is_of_one_namespace = (filter.args)(&ready).iter().any(|arg| arg == "--netns" || arg == "-p");
         if is_of_one_namespace {
-            problems.extend(lines_of_others(&ended.log, netns));
+            problems.extend(lines_of_others(&ended.log, &namespace.era()));
         }
         report(problems)
     })
@@ -180,8 +190,8 @@ fn without_the_end_of_time_wait(mut story: Story) -> Story {
     story
 }
 
-fn lines_of_others(log: &Log, netns: u64) -> Vec<String> {
-    let others = log.lines.iter().filter(|line| line.netns != Some(netns));
+fn lines_of_others(log: &Log, era: &Era) -> Vec<String> {
+    let others = log.lines.iter().filter(|line| line.netns != Some(era.inode));
     others.map(|line| format!("of another namespace: {line}")).collect()
 }
 
@@ -198,10 +208,10 @@ fn ended_well(ended: &Ended, status: i32, ended_by: &str) -> Vec<String> {
 }
 
 /// Calls `test` in a thread that has a network namespace of its own.
-fn in_namespace(test: impl FnOnce(u64) -> Result<Outcome, String> + Send) -> Result<Outcome, String> {
+fn in_namespace(test: impl FnOnce(&Namespace) -> Result<Outcome, String> + Send) -> Result<Outcome, String> {
     let run = || {
         let namespace = Namespace::enter_new(SYSCTLS)?;
-        test(namespace.inode())
+        test(&namespace)
     };
     std::thread::scope(|scope| scope.spawn(run).join())
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -209,7 +219,7 @@ fn in_namespace(test: impl FnOnce(u64) -> Result<Outcome, String> + Send) -> Res
 
 /// `record -- CMD`: CMD and its children are traced, and its end is ours.
 fn command(rung: &str, end: &str, status: i32) -> Result<Outcome, String> {
-    in_namespace(|netns| {
+    in_namespace(|namespace| {
         let directory = tempfile::tempdir().expect("a directory for the truth");
         let truth_path = directory.path().join("truth.json");
         let command = stage::command("command", &[]);
@@ -238,8 +248,8 @@ fn command(rung: &str, end: &str, status: i32) -> Result<Outcome, String> {
             problems.push("the command is not a child of portwatch".to_owned());
         }
         let stories: Vec<Story> = truth.stories.into_iter().map(without_the_end_of_time_wait).collect();
-        problems.extend(check::stories(rung, &ended.log, netns, &stories));
-        problems.extend(lines_of_others(&ended.log, netns));
+        problems.extend(check::stories(rung, &ended.log, &namespace.era(), &stories));
+        problems.extend(lines_of_others(&ended.log, &namespace.era()));
         report(problems)
     })
 }
@@ -316,4 +326,42 @@ fn no_such_pid(rung: &str) -> Result<Outcome, String> {
             if is_said { Ok(Outcome::Passed) } else { Err(format!("it ended with {status:?}: {stderr}")) }
         }
     }
+}
+
+/// portwatch in a PID namespace, and a client in one below that: pids are portwatch's, as are those in /proc.
+fn inside_pid_namespace(rung: &str) -> Result<Outcome, String> {
+    in_namespace(|_| {
+        unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS)
+            .map_err(|errno| format!("cannot make namespaces: {errno}"))?;
+        let judged: Judged = Part::start("trace_inside", &[rung]).finish_saying();
+        judged.map_or_else(|why| Ok(Outcome::Skipped(why)), report)
+    })
+}
+
+/// The first process of a PID namespace, in a mount namespace of its own.
+fn trace_inside(args: &[String]) -> Judged {
+    let rung = &args[0];
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+        .expect("mount");
+    mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), None::<&str>).expect("mount /proc");
+    assert_eq!(std::process::id(), 1);
+    let inode = std::fs::metadata("/proc/self/ns/net").expect("/proc").ino();
+    let era = Era { inode, from_ns: 0, until_ns: i128::MAX };
+
+    let tracer = match Tracer::start::<&str>(rung, &[]) {
+        Ok(tracer) => tracer,
+        Err(NotStarted::CannotRun(why)) => return Err(why),
+        Err(failed) => return Ok(vec![failed.to_string()]),
+    };
+    let tracer_pid = tracer.pid();
+    let played = play::scenario("owner_in_nested_pid_namespace");
+    let (truth, ended) = match (played, tracer.stop(Signal::SIGTERM)) {
+        (Ok(truth), Ok(ended)) => (truth, ended),
+        (Err(error), _) | (_, Err(error)) => return Ok(vec![error]),
+    };
+    let stories: Vec<Story> = truth.stories.into_iter().map(without_the_end_of_time_wait).collect();
+    let mut problems = ended_well(&ended, 0, "signal");
+    problems.extend(whole::log(&ended.log, rung, tracer_pid));
+    problems.extend(check::stories(rung, &ended.log, &era, &stories));
+    Ok(problems)
 }

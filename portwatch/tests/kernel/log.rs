@@ -1,6 +1,6 @@
 //! The event log, read as any other program would.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::path::Path;
@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::namespace::Era;
 use crate::truth::Kind;
 
 /// A whole log, taken apart.
@@ -111,7 +112,7 @@ impl Log {
     pub fn parse(text: &str) -> Log {
         let mut log =
             Log { header: Header::default(), lines: Vec::new(), summary: None, defects: Vec::new() };
-        let mut stacks = std::collections::HashSet::new();
+        let mut stacks = HashSet::new();
         for (number, text) in text.lines().enumerate() {
             if let Err(defect) = log.take(number, text, &mut stacks) {
                 let start: String = text.chars().take(240).collect();
@@ -124,12 +125,7 @@ impl Log {
         log
     }
 
-    fn take(
-        &mut self,
-        number: usize,
-        text: &str,
-        stacks: &mut std::collections::HashSet<String>,
-    ) -> Result<(), String> {
+    fn take(&mut self, number: usize, text: &str, stacks: &mut HashSet<String>) -> Result<(), String> {
         let value: Value = serde_json::from_str(text).map_err(|error| format!("not JSON ({error})"))?;
         let kind = value["type"].as_str().ok_or("no `type`")?.to_owned();
         if (kind == "header") != (number == 0) {
@@ -168,7 +164,17 @@ impl Log {
         self.header.mono_ns.parse().unwrap_or(0)
     }
 
-    pub fn of_netns(&self, inode: u64) -> Vec<&Line> {
-        self.lines.iter().filter(|line| line.netns == Some(inode)).collect()
+    /// When a hold or attempt began, by its first line.
+    pub fn begun_ns(&self, first: &Line) -> i128 {
+        self.start_ns() + i128::from(first.since_ns.unwrap_or(first.mono_ns))
+    }
+
+    /// The holds of one namespace, each the lines of one `socket`.
+    pub fn holds(&self, era: &Era) -> Vec<Vec<&Line>> {
+        let mut holds: HashMap<&str, Vec<&Line>> = HashMap::new();
+        for line in &self.lines {
+            holds.entry(&line.socket).or_default().push(line);
+        }
+        holds.into_values().filter(|hold| era.has(hold[0].netns, self.begun_ns(hold[0]))).collect()
     }
 }

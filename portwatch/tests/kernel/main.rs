@@ -10,6 +10,7 @@
 //! `PORTWATCH_REQUIRE_KERNEL=1`, a skip that is not in the table of expected ones fails; `PORTWATCH_LOGS`, a
 //! directory in which the event logs stay.
 
+mod acts;
 mod check;
 mod coverage;
 mod flags;

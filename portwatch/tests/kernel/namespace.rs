@@ -9,14 +9,35 @@ use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
+use crate::truth::now_ns;
+
 /// A network namespace; it lives at least as long as this.
 pub struct Namespace {
     file: File,
+    made_ns: u64,
+}
+
+/// A namespace as the log knows it. The kernel gives the numbers of dead namespaces out again, so a number means
+/// one of them only for a time.
+#[derive(Clone, Copy, Debug)]
+pub struct Era {
+    pub inode: u64,
+    /// `CLOCK_MONOTONIC`.
+    pub from_ns: i128,
+    pub until_ns: i128,
+}
+
+impl Era {
+    /// Whether a hold that began then is of this namespace.
+    pub fn has(&self, inode: Option<u64>, begun_ns: i128) -> bool {
+        inode == Some(self.inode) && (self.from_ns..=self.until_ns).contains(&begun_ns)
+    }
 }
 
 impl Namespace {
     /// Moves the calling thread into a new namespace with loopback up. Processes it starts are born there.
     pub fn enter_new(sysctls: &[(&str, &str)]) -> Result<Namespace, String> {
+        let made_ns = now_ns();
         unshare(CloneFlags::CLONE_NEWNET)
             .map_err(|error| format!("cannot make a network namespace: {error}"))?;
         loopback_up().map_err(|error| format!("cannot bring `lo` up: {error}"))?;
@@ -27,12 +48,13 @@ impl Namespace {
         }
         let path = "/proc/thread-self/ns/net";
         let file = File::open(path).map_err(|error| format!("cannot open `{path}`: {error}"))?;
-        Ok(Namespace { file })
+        Ok(Namespace { file, made_ns })
     }
 
-    /// As the event log names it.
-    pub fn inode(&self) -> u64 {
-        self.file.metadata().expect("an open file has metadata").ino()
+    /// Its time until now.
+    pub fn era(&self) -> Era {
+        let inode = self.file.metadata().expect("an open file has metadata").ino();
+        Era { inode, from_ns: self.made_ns.into(), until_ns: now_ns().into() }
     }
 }
 

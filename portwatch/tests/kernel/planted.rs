@@ -8,17 +8,18 @@ use serde_json::{Value, json};
 
 use crate::coverage::{self, Seen};
 use crate::log::Log;
+use crate::namespace::Era;
 use crate::run::{Outcome, report};
 use crate::sockets::Family;
 use crate::stage::{closed_into_time_wait, released, time_wait_ends};
 use crate::truth::{Closer, Failure, Happened, How, Kind, Reason, Story, Task, name_of};
 use crate::{check, whole};
 
-const NETNS: u64 = 4_026_531_840;
+const ERA: Era = Era { inode: 4_026_531_840, from_ns: 0, until_ns: i128::MAX };
 const TRACER_PID: u32 = 1;
 
 /// The log that a perfect tracer would write of these stories, line by line.
-pub fn perfect_log(rung: &str, netns: u64, stories: &[Story]) -> Vec<Value> {
+fn perfect_log(rung: &str, stories: &[Story]) -> Vec<Value> {
     let mut events: Vec<Value> = Vec::new();
     for (number, story) in stories.iter().enumerate() {
         // Steps of half a nanosecond would be needed for calls of one; none is that fast.
@@ -26,7 +27,7 @@ pub fn perfect_log(rung: &str, netns: u64, stories: &[Story]) -> Vec<Value> {
         for (step, event) in story.events.iter().enumerate() {
             let seen = coverage::of(rung, story, event);
             if seen != Seen::Absent {
-                events.push(line(number, netns, story, event, begun_ns, begun_ns + step as u64, seen));
+                events.push(line(number, story, event, begun_ns, begun_ns + step as u64, seen));
             }
         }
     }
@@ -42,20 +43,12 @@ pub fn perfect_log(rung: &str, netns: u64, stories: &[Story]) -> Vec<Value> {
     [vec![header], events, vec![summary]].concat()
 }
 
-fn line(
-    number: usize,
-    netns: u64,
-    story: &Story,
-    event: &Happened,
-    begun_ns: u64,
-    now_ns: u64,
-    seen: Seen,
-) -> Value {
+fn line(number: usize, story: &Story, event: &Happened, begun_ns: u64, now_ns: u64, seen: Seen) -> Value {
     let Story { owner, how, peer, .. } = story;
     let kind = event.kind();
     let has_peer = peer.is_some() && (kind != Kind::PortAllocated || *how == How::Connect);
     let mut line = json!({
-        "type": kind.name(), "mono_ns": now_ns, "socket": number.to_string(), "netns": netns,
+        "type": kind.name(), "mono_ns": now_ns, "socket": number.to_string(), "netns": ERA.inode,
         "direction": if story.listens || *how == How::Listen { "in" } else { "out" },
         "pid": owner.pid, "tid": owner.tid, "ppid": owner.ppid, "ns_pid": owner.ns_pid, "comm": owner.comm,
         "uid": owner.uid, "start_ns": (owner.start_ticks * 10_000_000).to_string(),
@@ -90,8 +83,8 @@ fn parse(lines: &[Value]) -> Log {
 pub fn found_in_perfect_log(stories: &[Story]) -> Vec<String> {
     let rungs = ["fentry", "tracepoint"];
     let found = rungs.map(|rung| {
-        let log = parse(&perfect_log(rung, NETNS, stories));
-        [check::stories(rung, &log, NETNS, stories), whole::log(&log, rung, TRACER_PID)].concat()
+        let log = parse(&perfect_log(rung, stories));
+        [check::stories(rung, &log, &ERA, stories), whole::log(&log, rung, TRACER_PID)].concat()
     });
     found.concat()
 }
@@ -189,11 +182,11 @@ pub fn faults_are_found() -> Result<Outcome, String> {
     let stories = stories();
     let mut problems = found_in_perfect_log(&stories);
     for (name, judge, plant) in FAULTS {
-        let mut lines = perfect_log("fentry", NETNS, &stories);
+        let mut lines = perfect_log("fentry", &stories);
         plant(&mut lines);
         let log = parse(&lines);
         let found = match judge {
-            Judge::Stories => check::stories("fentry", &log, NETNS, &stories),
+            Judge::Stories => check::stories("fentry", &log, &ERA, &stories),
             Judge::Whole => whole::log(&log, "fentry", TRACER_PID),
         };
         if found.is_empty() {

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+use serde::Serialize;
 
 use crate::truth::Truth;
-use crate::{scenarios, stage, wait};
+use crate::{flags, scenarios, stage, wait};
 
 /// First argument of a process that plays.
 pub const PLAY: &str = "--play";
@@ -20,16 +21,22 @@ const LIMIT: Duration = Duration::from_secs(180);
 pub fn main(args: &[String]) -> ExitCode {
     let (name, args) = args.split_first().expect("what to play");
     set_comm(&format!("kt-{name}"));
-    let truth = if let Some(part) = scenarios::part(name) {
-        part(args)
+    if let Some(part) = scenarios::part(name) {
+        say(&part(args));
+    } else if let Some((_, part)) = flags::PARTS.iter().find(|(known, _)| known == name) {
+        say(&part(args));
     } else {
         let scenario = scenarios::named(name).unwrap_or_else(|| panic!("no scenario is named `{name}`"));
         let mut truth = Truth::new();
         (scenario.run)(&mut truth);
-        truth
-    };
-    println!("{}", serde_json::to_string(&truth).expect("a truth is JSON"));
+        say(&truth);
+    }
     ExitCode::SUCCESS
+}
+
+/// Tells the parent something.
+pub fn say(value: &impl Serialize) {
+    println!("{}", serde_json::to_string(value).expect("what is said is JSON"));
 }
 
 /// Names the calling thread as the kernel knows it: 15 bytes at most.

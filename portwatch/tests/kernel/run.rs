@@ -1,6 +1,6 @@
 //! One tracer per rung, all scenarios under it, and what came of them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,7 +10,8 @@ use nix::sys::signal::Signal;
 use serde::Deserialize;
 
 use crate::coverage::{self, Seen};
-use crate::namespace::{Counters, Namespace};
+use crate::log::Log;
+use crate::namespace::{Counters, Era, Namespace};
 use crate::play;
 use crate::scenarios::Scenario;
 use crate::tracer::{Ended, NotStarted, Tracer};
@@ -39,7 +40,7 @@ struct Traced {
 struct Played {
     truth: Truth,
     counters: Counters,
-    netns: u64,
+    era: Era,
 }
 
 /// How a test came out, if it did not fail.
@@ -67,7 +68,7 @@ impl Run {
 
     /// Whether the log tells what the scenario did, all of it and nothing else.
     pub fn check_scenario(&self, name: &str) -> Result<Outcome, String> {
-        let Played { truth, counters, netns } = match &self.played[name] {
+        let Played { truth, counters, era } = match &self.played[name] {
             Ok(played) => played,
             Err(error) => return Err(format!("the scenario itself failed: {error}")),
         };
@@ -78,7 +79,7 @@ impl Run {
         match &self.traced {
             Some(traced) => {
                 let log = &traced.ended.as_ref().map_err(Clone::clone)?.log;
-                problems.extend(check::stories(&self.rung, log, *netns, &truth.stories));
+                problems.extend(check::stories(&self.rung, log, era, &truth.stories));
             }
             None => problems.extend(planted::found_in_perfect_log(&truth.stories)),
         }
@@ -163,27 +164,21 @@ fn play_all(scenarios: &[&'static Scenario]) -> (Results, Vec<Namespace>) {
 fn play_one(scenario: &'static Scenario) -> Result<(Played, Namespace), String> {
     let namespace = Namespace::enter_new(scenario.sysctls)?;
     let truth = play::scenario(scenario.name)?;
-    let netns = namespace.inode();
     // The last FINs are answered in softirqs, which may lag behind the processes.
     let settled = wait::until(Duration::from_secs(5), || {
         let counters = Counters::read();
         check_counters(&truth, &counters).is_empty().then_some(counters)
     });
     let counters = settled.unwrap_or_else(Counters::read);
-    Ok((Played { truth, counters, netns }, namespace))
+    Ok((Played { truth, counters, era: namespace.era() }, namespace))
 }
 
 /// Waits until the growing log tells of every release that is owed. If it never does, the checks will say so.
 fn wait_for_releases<'a>(rung: &str, log: &Path, played: impl Iterator<Item = &'a Played>) {
-    #[derive(Deserialize)]
-    struct Head {
-        r#type: String,
-        netns: Option<u64>,
-    }
     let mut owed = 0;
-    let mut namespaces = HashSet::new();
-    for Played { truth, netns, .. } in played {
-        namespaces.insert(*netns);
+    let mut eras = HashMap::new();
+    for Played { truth, era, .. } in played {
+        eras.insert(era.inode, *era);
         let events =
             truth.stories.iter().flat_map(|story| story.events.iter().map(move |event| (story, event)));
         owed += events
@@ -192,12 +187,26 @@ fn wait_for_releases<'a>(rung: &str, log: &Path, played: impl Iterator<Item = &'
             })
             .count();
     }
+    let count = || count_releases(&std::fs::read_to_string(log).unwrap_or_default(), &eras);
+    wait::until_slowly(RELEASE_LIMIT, || (count() >= owed).then_some(()));
+}
+
+/// Releases in those namespaces, in a log that is still written.
+fn count_releases(log: &str, eras: &HashMap<u64, Era>) -> usize {
+    #[derive(Deserialize)]
+    struct Head {
+        r#type: String,
+        netns: Option<u64>,
+        mono_ns: i64,
+        held_ns: Option<i64>,
+    }
+    let start_ns = Log::parse(log.lines().next().unwrap_or_default()).start_ns();
     let is_release = |line: &&str| {
         serde_json::from_str(line).is_ok_and(|head: Head| {
-            head.r#type == Kind::PortReleased.name()
-                && head.netns.is_some_and(|netns| namespaces.contains(&netns))
+            let era = head.netns.and_then(|netns| eras.get(&netns));
+            let begun_ns = start_ns + i128::from(head.mono_ns - head.held_ns.unwrap_or(0));
+            head.r#type == Kind::PortReleased.name() && era.is_some_and(|era| era.has(head.netns, begun_ns))
         })
     };
-    let count = || std::fs::read_to_string(log).unwrap_or_default().lines().filter(is_release).count();
-    wait::until_slowly(RELEASE_LIMIT, || (count() >= owed).then_some(()));
+    log.lines().filter(is_release).count()
 }

@@ -185,11 +185,16 @@ impl Part {
     }
 
     /// Lets the part come to its end.
-    pub fn finish(mut self) -> Truth {
-        let truth = self.hear();
+    pub fn finish(self) -> Truth {
+        self.finish_saying()
+    }
+
+    /// The same for a part whose last word is no truth.
+    pub fn finish_saying<T: DeserializeOwned>(mut self) -> T {
+        let last = self.hear();
         let status = self.child.wait().expect("a part ends");
         assert!(status.success(), "a part failed: {status}");
-        truth
+        last
     }
 
     /// A part that is told when to begin.

@@ -74,25 +74,22 @@ fn on_kernels(
     summary: &mut Summary,
 ) {
     let filter: Vec<String> = args.filter.iter().cloned().collect();
-    if let Some(tests) = &built.kernel_tests {
-        // The rung that works on a locked-down host; the machines below have all of them.
-        let mut native = Command::new(tests);
-        native
-            .args(&filter)
-            .env("PORTWATCH_BIN", &built.portwatch)
-            .env("PORTWATCH_RUNGS", "tracepoint")
-            .env("PORTWATCH_REQUIRE_KERNEL", "1");
-        test_run::part_on(summary, expected, "kernel tests, tracepoint", "native/tracepoint", &mut native);
-    }
+    let TestPrograms { portwatch, kernel_tests } = built;
+    // The rung that works on a locked-down host; the machines below have all of them.
+    let mut native = Command::new(kernel_tests);
+    native
+        .args(&filter)
+        .env("PORTWATCH_BIN", portwatch)
+        .env("PORTWATCH_RUNGS", "tracepoint")
+        .env("PORTWATCH_REQUIRE_KERNEL", "1");
+    test_run::part_on(summary, expected, "kernel tests, tracepoint", "native/tracepoint", &mut native);
     if workspace.has_test("clients") {
-        clients::run(workspace, args.all, &filter, &built.portwatch, expected, summary);
+        clients::run(workspace, args.all, &filter, portwatch, expected, summary);
     }
-    if let Some(tests) =
-        built.kernel_tests.as_ref().filter(|tests| filter.is_empty() || has_match(tests, &filter))
-    {
+    if filter.is_empty() || has_match(kernel_tests, &filter) {
         let rungs = vm::RUNGS.map(String::from);
         let programs =
-            Programs { test: tests, portwatch: Some(&built.portwatch), arguments: &filter, rungs: &rungs };
+            Programs { test: kernel_tests, portwatch: Some(portwatch), arguments: &filter, rungs: &rungs };
         let series: Vec<String> = kernels::series().map(String::from).collect();
         vm::matrix(workspace, &series, &programs, expected, summary);
     }

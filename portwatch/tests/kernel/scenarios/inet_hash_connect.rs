@@ -4,6 +4,7 @@ use nix::errno::Errno;
 
 use super::{PartFn, Scenario};
 use crate::namespace::{State, tcp_rows};
+use crate::play::say;
 use crate::sockets::Socket;
 use crate::stage::{NOBODY, Part, Server, V4, V6, address, closed_into_time_wait, released, time_wait_ends};
 use crate::truth::{Closer, Failure, Happened, How, Reason, Story, Truth, now_ns};
@@ -205,7 +206,7 @@ fn connect_until_killed(args: &[String]) -> Truth {
             released(Reason::Closed),
         ],
     });
-    println!("{}", serde_json::to_string(&truth).expect("a truth is JSON"));
+    say(&truth);
     panic!("connect came back: {:?}", client.connect(peer));
 }
 

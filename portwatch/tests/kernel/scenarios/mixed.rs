@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::owner::churn;
 use super::{NARROW, NO_REUSE, PartFn};
+use crate::play::say;
 use crate::sockets::Socket;
 use crate::stage::{Connection, NOBODY, Part, Server, V4, V6, address};
 use crate::truth::{Happened, Truth};
@@ -32,7 +33,7 @@ pub struct Ready {
 fn mixed(_: &[String]) -> Truth {
     let mut older = Part::with_stdin("older_child", &[V4, "2"], Stdio::piped());
     let ready = Ready { main: std::process::id(), older_child: older.pid() };
-    println!("{}", serde_json::to_string(&ready).expect("numbers are JSON"));
+    say(&ready);
     wait_to_be_told();
 
     let mut truth = Truth::new();
