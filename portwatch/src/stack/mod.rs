@@ -7,6 +7,7 @@
 
 pub mod call_site;
 mod debug_file;
+mod decompress;
 pub mod elf;
 mod elf_copy;
 mod elf_open;
