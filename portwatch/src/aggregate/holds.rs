@@ -177,7 +177,7 @@ impl Holds {
                 }
                 Joined::Event(event(socket, What::PortReleased { reason, held_ns }, exact), hold)
             }
-            Body::Stack(_) => Joined::Nothing,
+            Body::Stack(_) | Body::Snapshot(_) => Joined::Nothing,
         }
     }
 

@@ -226,7 +226,7 @@ fn header(request: &Request, rung: Rung, anchor: &clock::Anchor) -> Result<Heade
 }
 
 fn stack_method(request: &Request) -> &'static str {
-    if request.stacks { "frame-pointer" } else { "none" }
+    if request.stacks { "unwind" } else { "none" }
 }
 
 /// What a rung sees of each event type.

@@ -12,6 +12,7 @@ use blazesym::symbolize::{CodeInfo, Input, Reason, Sym, Symbolized, Symbolizer};
 
 use super::debug_file::DebugFiles;
 use super::elf::Module;
+use super::opener::Opener;
 
 /// Functions that one address may stand for when some were inlined.
 const INLINED_MAX: usize = 32;
@@ -58,11 +59,11 @@ pub struct SymbolTable {
 
 impl SymbolTable {
     /// Remembers at most `capacity` addresses.
-    pub fn new(capacity: usize) -> SymbolTable {
+    pub fn new(capacity: usize, opener: Opener) -> SymbolTable {
         SymbolTable {
             symbolizer: symbolizer(),
             known: HashMap::new(),
-            debug_files: DebugFiles::default(),
+            debug_files: DebugFiles::new(opener),
             capacity: capacity.max(1),
             counters: Counters::default(),
         }
