@@ -36,6 +36,9 @@ pub fn stories(rung: &str, log: &Log, era: &Era, stories: &[Story]) -> Vec<Strin
         let begun = hold.first().map(|line| log.begun_ns(line));
         problems.extend(hold.iter().map(|line| format!("nobody did this: {line} (begun {begun:?})")));
     }
+    // No namespace of ours has sockets before its stories begin.
+    let preexisting = log.preexisting.iter().filter(|line| era.has(line.netns, log.begun_ns(line)));
+    problems.extend(preexisting.map(|line| format!("it did not exist before: {line}")));
     problems
 }
 
