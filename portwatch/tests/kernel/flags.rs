@@ -23,7 +23,7 @@ use crate::{check, play, whole};
 /// A test of one rung.
 pub type Test = fn(&str) -> Result<Outcome, String>;
 
-pub const TESTS: &[(&str, Test)] = &[
+const TESTS: &[(&str, Test)] = &[
     ("flag_pid", |rung| filter(rung, &BY_PID)),
     ("flag_pid_follow", |rung| filter(rung, &BY_PID_FOLLOW)),
     ("flag_comm", |rung| filter(rung, &BY_COMM)),
@@ -49,6 +49,17 @@ pub const PARTS: &[(&str, ReportFn)] = &[("trace_inside", trace_inside)];
 /// A part that judges for itself: the problems, or why it was skipped.
 pub type ReportFn = fn(&[String]) -> Judged;
 pub type Judged = Result<Vec<String>, String>;
+
+/// What is tried on rungs that share most of their code with a better one, which is here too.
+const SHORT: [&str; 4] = ["flag_pid_follow", "flag_dport", "command_status", "interrupted"];
+
+/// The tests for a rung. A tracer each takes long on an emulated machine; `PORTWATCH_ALL=1` makes it all of them.
+pub fn tests(rung: &str) -> impl Iterator<Item = &'static (&'static str, Test)> {
+    let has_kprobes = std::path::Path::new("/sys/bus/event_source/devices/kprobe").exists();
+    let best = if has_kprobes { "fentry" } else { "tracepoint" };
+    let is_full = rung == best || std::env::var("PORTWATCH_ALL").is_ok_and(|value| value == "1");
+    TESTS.iter().filter(move |(name, _)| is_full || SHORT.contains(name))
+}
 
 struct Filter {
     args: fn(&Ready) -> Vec<String>,

@@ -16,6 +16,8 @@ pub struct Log {
     pub header: Header,
     /// Events, in the order of the log.
     pub lines: Vec<Line>,
+    /// `preexisting` lines, whose fields are those of events.
+    pub preexisting: Vec<Line>,
     pub summary: Option<Summary>,
     /// What is wrong with its form.
     pub defects: Vec<String>,
@@ -110,8 +112,13 @@ impl Log {
     }
 
     pub fn parse(text: &str) -> Log {
-        let mut log =
-            Log { header: Header::default(), lines: Vec::new(), summary: None, defects: Vec::new() };
+        let mut log = Log {
+            header: Header::default(),
+            lines: Vec::new(),
+            preexisting: Vec::new(),
+            summary: None,
+            defects: Vec::new(),
+        };
         let mut stacks = HashSet::new();
         for (number, text) in text.lines().enumerate() {
             if let Err(defect) = log.take(number, text, &mut stacks) {
@@ -138,6 +145,7 @@ impl Log {
         match kind.as_str() {
             "header" => self.header = serde_json::from_value(value).map_err(malformed)?,
             "summary" => self.summary = Some(serde_json::from_value(value).map_err(malformed)?),
+            "preexisting" => self.preexisting.push(serde_json::from_value(value).map_err(malformed)?),
             "stack" => {
                 let id = value["stack"].as_str().ok_or("a stack without its id")?;
                 if !stacks.insert(id.to_owned()) {
@@ -153,7 +161,7 @@ impl Log {
                     return Err("names a stack that has not come".to_owned());
                 }
             }
-            // `netns`, `preexisting`, and whatever a later version adds.
+            // `netns`, and whatever a later version adds.
             _ => {}
         }
         Ok(())

@@ -8,7 +8,7 @@
 //! Environment: `PORTWATCH_BIN`, the binary to test; `PORTWATCH_RUNGS`, a comma list, all of them unless told,
 //! where `none` plays the scenarios untraced and compares them with the kernel's counters alone;
 //! `PORTWATCH_REQUIRE_KERNEL=1`, a skip that is not in the table of expected ones fails; `PORTWATCH_LOGS`, a
-//! directory in which the event logs stay.
+//! directory in which the event logs stay; `PORTWATCH_ALL=1`, every test on every rung.
 
 mod acts;
 mod check;
@@ -76,7 +76,7 @@ fn trials(rung: &str, args: &Arguments) -> Vec<Trial> {
     let all = Arc::clone(&all);
     if rung != UNTRACED {
         trials.push(trial(rung, "log_is_whole", move || with_run(&shared, rung, &all, Run::check_log)));
-        trials.extend(flags::TESTS.iter().map(|&(name, test)| trial(rung, name, move || test(rung))));
+        trials.extend(flags::tests(rung).map(|&(name, test)| trial(rung, name, move || test(rung))));
     }
     trials
 }

@@ -116,6 +116,11 @@ const FAULTS: &[Fault] = &[
         line["socket"] = json!("99");
         log.insert(1, line);
     }),
+    ("a socket said to be old", Judge::Stories, |log| {
+        let mut line = find(log, "established").clone();
+        line["type"] = json!("preexisting");
+        log.insert(1, line);
+    }),
     ("a failure told twice", Judge::Stories, |log| {
         let line = find(log, "connect_failed").clone();
         log.insert(position(log, "connect_failed"), line);

@@ -7,6 +7,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -20,6 +21,7 @@ const CANNOT_RUN: i32 = 77;
 pub struct Tracer {
     child: Child,
     stderr: Arc<Mutex<String>>,
+    listener: Option<JoinHandle<()>>,
     log_path: PathBuf,
     /// Goes with the tracer, unless logs are to be kept.
     _directory: Option<tempfile::TempDir>,
@@ -75,8 +77,8 @@ impl Tracer {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
-        let (stderr, ready) = listen(&mut child, rung);
-        let mut tracer = Tracer { child, stderr, log_path, _directory: directory };
+        let (stderr, ready, listener) = listen(&mut child, rung);
+        let mut tracer = Tracer { child, stderr, listener: Some(listener), log_path, _directory: directory };
         match ready.recv_timeout(PATIENCE) {
             Ok(()) => Ok(tracer),
             Err(RecvTimeoutError::Timeout) => Err(tracer.fail(None)),
@@ -124,7 +126,11 @@ impl Tracer {
     }
 
     fn wait_for_end(&mut self) -> Option<ExitStatus> {
-        wait::until(PATIENCE, || self.child.try_wait().expect("our own child"))
+        let status = wait::until(PATIENCE, || self.child.try_wait().expect("our own child"));
+        if let (Some(_), Some(listener)) = (status, self.listener.take()) {
+            listener.join().expect("listening does not panic");
+        }
+        status
     }
 }
 
@@ -149,13 +155,13 @@ fn new_log(rung: &str) -> (PathBuf, Option<tempfile::TempDir>) {
 }
 
 /// Collects standard error and tells when the ready line has come.
-fn listen(child: &mut Child, rung: &str) -> (Arc<Mutex<String>>, Receiver<()>) {
+fn listen(child: &mut Child, rung: &str) -> (Arc<Mutex<String>>, Receiver<()>, JoinHandle<()>) {
     let ready_line = format!("portwatch: tracing rung={rung}");
     let lines = BufReader::new(child.stderr.take().expect("it is piped")).lines();
     let collected = Arc::new(Mutex::new(String::new()));
     let (sender, receiver) = channel();
     let all = Arc::clone(&collected);
-    std::thread::spawn(move || {
+    let listener = std::thread::spawn(move || {
         for line in lines.map_while(Result::ok) {
             let is_ready = line.starts_with(&ready_line);
             let mut all = all.lock().expect("no reader panicked");
@@ -167,5 +173,5 @@ fn listen(child: &mut Child, rung: &str) -> (Arc<Mutex<String>>, Receiver<()>) {
             }
         }
     });
-    (collected, receiver)
+    (collected, receiver, listener)
 }

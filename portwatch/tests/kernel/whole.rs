@@ -10,7 +10,7 @@ const ORDER_WINDOW_NS: i64 = 1_000_000_000;
 
 /// The defects of a log, in words.
 pub fn log(log: &Log, rung: &str, tracer_pid: u32) -> Vec<String> {
-    let mut problems = log.defects.clone();
+    let mut problems = Vec::new();
     let header = &log.header;
     if (header.schema.as_str(), header.version, header.rung.as_str()) != ("portwatch", 1, rung) {
         problems.push(format!("the header says {header:?}"));
@@ -23,6 +23,7 @@ pub fn log(log: &Log, rung: &str, tracer_pid: u32) -> Vec<String> {
     lives(&log.lines, &mut problems);
     let own = log.lines.iter().filter(|line| line.pid == Some(tracer_pid));
     problems.extend(own.map(|line| format!("the tracer logs itself: {line}")));
+    problems.extend(log.defects.iter().cloned());
     problems
 }
 
