@@ -78,7 +78,14 @@ pub(super) fn one_line(error: &anyhow::Error) -> String {
     let mut parts: Vec<String> = Vec::new();
     for cause in error.chain() {
         let text = cause.to_string();
-        let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+        // The verifier's statistics come last, its reason before them.
+        let is_telling = |line: &&str| {
+            !line.trim().is_empty()
+                && !["verification time", "stack depth", "processed "]
+                    .iter()
+                    .any(|head| line.starts_with(head))
+        };
+        let lines: Vec<&str> = text.lines().filter(is_telling).collect();
         let text = match lines.len() {
             0..=3 => lines.join(" "),
             n => format!("{} … {}", lines[0], lines[n - 3..].join(" ")),
