@@ -262,6 +262,8 @@ impl Tracing {
                 None => not_run.is_unknown = true,
             }
         }
+        // How often a kretprobe found no room to remember a call stands where programs cannot look.
+        not_run.is_unknown |= self.rung == Rung::Kprobe;
         not_run.made_up(kind::CLOSED, totals.nested_runs);
         not_run
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use portwatch_common::counters::MISS_NAMES;
 use portwatch_common::limits::STACK_FRAMES_MAX;
 use portwatch_common::wire::{EVENT_NAMES, stack_id_mix, stack_id_seed};
@@ -103,6 +103,7 @@ pub fn start(
         written: BTreeMap::new(),
         inferred: BTreeMap::new(),
         skipped: 0,
+        unowned: BTreeMap::new(),
         shares: StackShares::default(),
         is_full: false,
     };
@@ -150,6 +151,8 @@ struct Worker {
     inferred: BTreeMap<&'static str, u64>,
     /// Records of unknown kinds.
     skipped: u64,
+    /// Events of holds that are not known, by type: counted as lost.
+    unowned: BTreeMap<&'static str, u64>,
     shares: StackShares,
     /// `count` is reached: what still comes is counted and not written.
     is_full: bool,
@@ -219,7 +222,7 @@ impl Worker {
     fn record(&mut self, mut record: Record, stacks: &mut Option<Stacks>) -> Result<()> {
         self.baseline(record.mono_ns)?;
         self.expire(record.mono_ns)?;
-        match (&mut record.body, stacks) {
+        match (&mut record.body, stacks.as_mut()) {
             (Body::Stack(raw), Some(stacks)) => return self.stack(raw, record.mono_ns, stacks),
             (Body::Snapshot(raw), Some(stacks)) => return self.snapshot(raw, record.mono_ns, stacks),
             (Body::Hold { hold, .. }, _) => {
@@ -230,36 +233,47 @@ impl Worker {
             _ => {}
         }
         if let Some((event, hold)) = self.holds.reused(&record) {
-            self.event(&event, &hold)?;
+            self.event(&event, &hold, stacks.as_ref())?;
         }
         match self.holds.join(record) {
             Joined::Event(event, hold) => {
                 self.shared.received.fetch_add(1, Ordering::Release);
-                self.event(&event, &hold)
+                self.event(&event, &hold, stacks.as_ref())
             }
             Joined::Nothing => Ok(()),
-            Joined::Orphan(socket) => bail!("the kernel side told of socket {} without its owner", socket.0),
+            Joined::Orphan(name) => {
+                self.shared.received.fetch_add(1, Ordering::Release);
+                *self.unowned.entry(name).or_default() += 1;
+                Ok(())
+            }
         }
     }
 
     fn expire(&mut self, mono_ns: u64) -> Result<()> {
         while let Some((event, hold)) = self.holds.expired(mono_ns) {
-            self.event(&event, &hold)?;
+            self.event(&event, &hold, None)?;
         }
         Ok(())
     }
 
-    fn event(&mut self, event: &Event, hold: &Arc<Hold>) -> Result<()> {
+    fn event(&mut self, event: &Event, hold: &Arc<Hold>, stacks: Option<&Stacks>) -> Result<()> {
         if let Some(opened) = &mut self.opened {
             opened.insert(hold.endpoints);
         }
         if self.is_full {
             return Ok(());
         }
-        let process = match &hold.owner {
+        let mut process = match &hold.owner {
             Some(owner) => self.processes.get(owner),
             None => Arc::new(Process::default()),
         };
+        if let (None, Some(stacks), Some(owner)) = (&process.exe, stacks, &hold.owner) {
+            // Too late for /proc; what ran there was followed.
+            let tgid = owner.tgid.unwrap_or(0);
+            if let Some(exe) = stacks.program(tgid, owner.start_boot_ns, hold.begun_mono_ns) {
+                Arc::make_mut(&mut process).exe = Some(exe);
+            }
+        }
         if let Some(owner) = &hold.owner {
             if !self.netns_seen.contains(&hold.endpoints.netns) {
                 self.netns(owner.tgid.unwrap_or(0), event.mono_ns)?;
@@ -391,6 +405,9 @@ impl Worker {
                 MISS_NAMES.into_iter().zip(totals.missed[kind]).filter(|(_, missed)| *missed > 0).collect();
             if not_run > 0 {
                 reasons.insert("not_run", not_run);
+            }
+            if let Some(&unowned) = self.unowned.get(name) {
+                reasons.insert("unowned", unowned);
             }
             if totals.missed[kind][portwatch_common::counters::miss::TABLE_FULL] > 0 {
                 summary.is_lower_bound = true;

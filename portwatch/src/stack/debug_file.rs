@@ -99,8 +99,8 @@ fn build_id_path(id: &[u8]) -> Option<PathBuf> {
 
 /// Section `.gnu_debuglink`: a name, its NUL, padding to four bytes, a checksum.
 fn debug_link(module: &Module) -> Option<(PathBuf, u32)> {
-    let section = module.section(".gnu_debuglink")?;
-    let bytes = module.bytes(section.offset, section.bytes.min(4096))?;
+    let (offset, bytes) = module.layout.debug_link?;
+    let bytes = module.bytes(offset, bytes.min(4096))?;
     let end = bytes.iter().position(|&byte| byte == 0)?;
     let name = &bytes[..end];
     if name.is_empty() || name.contains(&b'/') || name == b".." || name == b"." {

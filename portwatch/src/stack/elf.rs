@@ -68,6 +68,7 @@ pub struct Module {
     pub build_id: Option<Vec<u8>>,
     pub(super) layout: Layout,
     memory: File,
+    memory_bytes: u64,
     copied_bytes: u64,
     stamp: Stamp,
 }
@@ -89,13 +90,20 @@ impl Module {
         if !metadata.file_type().is_file() {
             return Err(Unreadable::NotRegular);
         }
-        let layout = elf_copy::layout(file, metadata.len())?;
-        let (memory, copied_bytes) = elf_copy::copy(file, metadata.len(), &layout)?;
+        let found = elf_copy::layout(file, metadata.len())?;
+        let (memory, copied_bytes) = elf_copy::copy(file, metadata.len(), &found)?;
+        let memory_bytes = memory.metadata().map_err(|error| failed("inspect", &error))?.len();
+        let mut layout = elf_copy::layout(&memory, memory_bytes)?;
+        if layout.has_links() {
+            return Err(Unreadable::Malformed("it changed while it was read"));
+        }
+        layout.debug_link = found.debug_link;
         let mut module = Module {
             serial,
             build_id: None,
             layout,
             memory,
+            memory_bytes,
             copied_bytes,
             stamp: Stamp { size: metadata.len(), changed: (metadata.ctime(), metadata.ctime_nsec()) },
         };
@@ -130,7 +138,7 @@ impl Module {
 
     /// Bytes `[offset, offset + length)` of the copy.
     pub(super) fn bytes(&self, offset: u64, length: u64) -> Option<Vec<u8>> {
-        if offset.checked_add(length)? > self.stamp.size {
+        if offset.checked_add(length)? > self.memory_bytes {
             return None;
         }
         let mut bytes = vec![0; usize::try_from(length).ok()?];

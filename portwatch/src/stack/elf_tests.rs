@@ -322,3 +322,43 @@ fn files_of_processes_that_are_gone_are_read_by_their_path() {
     let module = modules().get(tgid, 1, &mapping).unwrap();
     assert_eq!(module.build_id, build_id_of(Path::new("/bin/sleep")));
 }
+
+#[test]
+fn compressed_debug_information_is_read_and_a_wrong_length_is_not_believed() {
+    for format in ["zlib", "zstd"] {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(
+            directory.path().join("p.c"),
+            "#include <stdio.h>\n#include <signal.h>\n#include <pthread.h>\nint f(int a) { struct sigaction s; printf(\"%d\", a); sigaction(a, &s, 0); return a * 3; }\nint main(int c, char **v) { return f(c); }\n",
+        )
+        .unwrap();
+        let mut build = Command::new("cc");
+        build.args(["-g", "-O0", "-o", "p", "p.c", &format!("-gz={format}")]).current_dir(directory.path());
+        if !build.stderr(Stdio::null()).status().is_ok_and(|status| status.success()) {
+            eprintln!("SKIP: no C compiler that compresses with {format}");
+            continue;
+        }
+        let program = directory.path().join("p");
+        let f = ("f".to_owned(), true);
+        assert!(names_in(&program).contains(&f), "{format}");
+        let bytes = fs::read(&program).unwrap();
+        let found = elf_copy::layout(&File::open(&program).unwrap(), bytes.len() as u64).unwrap();
+        let packed: Vec<_> = found.sections.iter().filter(|section| section.is_compressed).collect();
+        assert!(!packed.is_empty(), "{format}");
+        // A length of 2^60 bytes, one too many, and one too few: the first two are no sections, none is a crash.
+        for change in [1 << 60, 1, u64::MAX] {
+            let mut changed = bytes.clone();
+            for section in &packed {
+                let at = usize::try_from(section.offset).unwrap() + 8;
+                let length = u64::from_le_bytes(*changed[at..].first_chunk().unwrap());
+                changed[at..at + 8].copy_from_slice(&length.wrapping_add(change).to_le_bytes());
+            }
+            fs::write(&program, changed).unwrap();
+            let _ = names_in(&program);
+            let module = Module::copy(&File::open(&program).unwrap(), 1).unwrap();
+            let is_offered = |section: &Section| section.is_compressed && !section.name.is_empty();
+            assert!(!module.layout.sections.iter().any(is_offered), "{format}");
+            assert_eq!(module.section(".debug_info").is_some(), change == u64::MAX, "{format} {change}");
+        }
+    }
+}

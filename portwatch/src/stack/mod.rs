@@ -7,6 +7,7 @@
 
 pub mod call_site;
 mod debug_file;
+mod decompress;
 pub mod elf;
 mod elf_copy;
 mod elf_open;
@@ -142,6 +143,11 @@ impl Stacks {
     /// What the user should know of how well processes can be followed; `None` when all is well.
     pub fn note(&self) -> Option<&str> {
         self.note.as_deref()
+    }
+
+    /// The program that a process ran at `mono_ns`, also when it is gone: as its path was at exec.
+    pub fn program(&self, tgid: u32, start_boot_ns: u64, mono_ns: u64) -> Option<String> {
+        self.maps.program(tgid, start_boot_ns, mono_ns).map(elf::shown)
     }
 
     /// What was refused or given up so far.

@@ -1,6 +1,7 @@
 //! Log against truth: every line that is owed is there once, says the right thing, and no other line is there.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 
 use nix::errno::Errno;
 
@@ -38,15 +39,15 @@ pub fn stories(rung: &str, log: &Log, era: &Era, stories: &[Story]) -> Vec<Strin
     problems
 }
 
-/// What holds are told apart by before time is: first kind of line, call, own port, peer's port.
-type Place = (Kind, Option<String>, Option<u16>, Option<u16>);
+/// What holds are told apart by before time is: first kind of line, call, own port, peer. The two families share ports.
+type Place = (Kind, Option<String>, Option<u16>, Option<(IpAddr, u16)>);
 
 /// Lines of a connection do not say `how`; those of a bind know no peer.
-fn place(kind: Kind, how: &str, port: Option<u16>, port_remote: Option<u16>) -> Place {
+fn place(kind: Kind, how: &str, port: Option<u16>, peer: Option<(IpAddr, u16)>) -> Place {
     let is_of_connection =
         matches!(kind, Kind::Established | Kind::TimeWait | Kind::Closed | Kind::PortReleased);
     let has_peer = is_of_connection || how == How::Connect.name();
-    (kind, (!is_of_connection).then(|| how.to_owned()), port, port_remote.filter(|_| has_peer))
+    (kind, (!is_of_connection).then(|| how.to_owned()), port, peer.filter(|_| has_peer))
 }
 
 fn holds_by_place<'a>(log: &'a Log, era: &Era) -> HashMap<Place, Vec<Vec<&'a Line>>> {
@@ -55,7 +56,8 @@ fn holds_by_place<'a>(log: &'a Log, era: &Era) -> HashMap<Place, Vec<Vec<&'a Lin
         let first = hold[0];
         let kind = first.kind().expect("only events are kept");
         let how = first.how.as_deref().unwrap_or_default();
-        by_place.entry(place(kind, how, first.lport, first.rport)).or_default().push(hold);
+        let peer = first.raddr.zip(first.rport);
+        by_place.entry(place(kind, how, first.lport, peer)).or_default().push(hold);
     }
     by_place
 }
@@ -65,7 +67,7 @@ fn place_of_story(rung: &str, story: &Story) -> Option<Place> {
     let first = story.events.iter().find(|event| coverage::of(rung, story, event) != Seen::Absent)?;
     // The failure of a bound socket's connect is a connect's.
     let how = if first.kind() == Kind::ConnectFailed { How::Connect } else { story.how };
-    Some(place(first.kind(), how.name(), story.port, story.peer.map(|peer| peer.port())))
+    Some(place(first.kind(), how.name(), story.port, story.peer.map(|peer| (peer.ip(), peer.port()))))
 }
 
 fn compare(rung: &str, hold: &[&Line], story: &Story, is_guessed: bool, problems: &mut Vec<String>) {
