@@ -85,6 +85,12 @@ pub struct Counters {
     pub self_test_hits: [u64; HOOKS],
     /// State changes that the second program took because the first was running.
     pub nested_runs: u64,
-    /// Stacks not sent.
+    /// Stacks and snapshots not sent.
     pub stacks_missed: u64,
+    /// Snapshots not taken because their process had sent too many.
+    pub snapshots_limited: u64,
+    /// Stacks walked to their end by the kernel side alone.
+    pub stacks_walked: u64,
+    /// Snapshots sent.
+    pub snapshots: u64,
 }

@@ -24,3 +24,17 @@ pub const TIME_WAITS_DEFAULT: u32 = 131_072;
 
 /// Ring buffer bytes unless the user says otherwise: 100 ms of 400 000 events a second at 400 bytes.
 pub const RING_BYTES_DEFAULT: u32 = 16 << 20;
+
+/// Bytes of a stack snapshot: four pages. Deeper stacks are learned in steps: the kernel side walks what it knows,
+/// and sends the next snapshot from where it stopped.
+pub const SNAPSHOT_BYTES: usize = 4 * 4096;
+
+/// Snapshots that one process may send per second; a just-in-time compiler could go on for ever.
+pub const SNAPSHOTS_PER_SECOND: u64 = 200;
+
+/// Unwind rows that the kernel side has room for, one per instruction on a path to a connect.
+/// A mixed workload of nine programs needs 330.
+pub const ROWS_MAX: u32 = 65_536;
+
+/// Address spaces that it knows rows of.
+pub const SPACES_MAX: u32 = 8_192;

@@ -62,3 +62,24 @@ pub fn nested_run() {
     // SAFETY: a field.
     add(|c| unsafe { &raw mut (*c).nested_runs });
 }
+
+/// A snapshot was not taken, because its process had sent too many.
+#[inline(always)]
+pub fn snapshot_limited() {
+    // SAFETY: a field.
+    add(|c| unsafe { &raw mut (*c).snapshots_limited });
+}
+
+/// A stack was walked to its end.
+#[inline(always)]
+pub fn stack_walked() {
+    // SAFETY: a field.
+    add(|c| unsafe { &raw mut (*c).stacks_walked });
+}
+
+/// A snapshot was sent.
+#[inline(always)]
+pub fn snapshot_sent() {
+    // SAFETY: a field.
+    add(|c| unsafe { &raw mut (*c).snapshots });
+}

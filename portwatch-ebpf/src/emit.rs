@@ -14,6 +14,7 @@ use crate::counters;
 use crate::maps::{EVENTS, LAST_WAKE};
 use crate::settings::setting;
 use crate::slot::{Slot, flags};
+use crate::stack::{self, Walk};
 
 const NO_WAKEUP: u64 = aya_ebpf::bindings::BPF_RB_NO_WAKEUP as u64;
 const FORCE_WAKEUP: u64 = aya_ebpf::bindings::BPF_RB_FORCE_WAKEUP as u64;
@@ -284,14 +285,46 @@ pub fn stack(
             (&raw mut (*to).start_boot_ns).write(owner.start_boot_ns);
             (&raw mut (*to).tgid).write(owner.tgid);
             (&raw mut (*to).count).write(count);
-            let from = addresses.cast::<u64>();
-            let into = (&raw mut (*to).addresses).cast::<u64>();
-            for at in 0..STACK_FRAMES_MAX {
-                let address = if (at as u32) < count { from.add(at).read() } else { 0 };
-                into.add(at).write_volatile(address);
-            }
+            copy_addresses(addresses.cast(), (&raw mut (*to).addresses).cast(), count);
         }
     })
+}
+
+/// Sends a snapshot. False: there was no room.
+#[inline(always)]
+pub fn snapshot(stack_id: u64, addresses: *const u64, walk: &Walk, owner: &wire::Owner, now_ns: u64) -> bool {
+    write::<wire::Snapshot>(FORCE_WAKEUP, |to| {
+        // SAFETY: fresh memory of the ring buffer. Written whole but for the bytes of pages that could not be read and
+        // those before `sp`: there stands what this ring carried before.
+        unsafe {
+            (&raw mut (*to).header).write(header::<wire::Snapshot>(kind::SNAPSHOT, now_ns));
+            (&raw mut (*to).stack_id).write(stack_id);
+            (&raw mut (*to).start_boot_ns).write(owner.start_boot_ns);
+            (&raw mut (*to).tgid).write(owner.tgid);
+            (&raw mut (*to).count).write(walk.count);
+            (&raw mut (*to).generation).write(walk.generation);
+            (&raw mut (*to).ip).write(walk.ip);
+            (&raw mut (*to).sp).write(walk.sp);
+            (&raw mut (*to).bp).write(walk.bp);
+            copy_addresses(addresses, (&raw mut (*to).addresses).cast(), walk.count);
+            let valid = stack::copy_pages(walk.sp, (&raw mut (*to).bytes).cast());
+            (&raw mut (*to).pages_valid).write(valid);
+            (&raw mut (*to).reserved).write(0);
+        }
+    })
+}
+
+/// # Safety
+/// Both must be valid for `STACK_FRAMES_MAX` words.
+#[inline(always)]
+unsafe fn copy_addresses(from: *const u64, into: *mut u64, count: u32) {
+    for at in 0..STACK_FRAMES_MAX {
+        // SAFETY: the caller's.
+        unsafe {
+            let address = if (at as u32) < count { from.add(at).read() } else { 0 };
+            into.add(at).write_volatile(address);
+        }
+    }
 }
 
 /// How long a port was held; 0 when it is not known since when.

@@ -1,6 +1,5 @@
 //! The life of a slot: begun, allocated, failed, ended. The hooks decide when, this decides what follows.
 
-use aya_ebpf::EbpfContext;
 use portwatch_common::counters::miss;
 use portwatch_common::wire::{self, Endpoints, confidence, failed_flags, how, kind, reason};
 
@@ -34,8 +33,7 @@ fn next_id(now_ns: u64) -> u64 {
 /// Describes a new attempt of the running task in the scratch slot of `place`: owner, addresses, stack.
 /// Nothing: this run does not want it.
 #[inline(always)]
-pub fn describe<C: EbpfContext>(
-    ctx: &C,
+pub fn describe(
     sk: Sock,
     place: u32,
     how: u8,
@@ -62,7 +60,9 @@ pub fn describe<C: EbpfContext>(
     if !filter::wants_owner(&slot.hold.owner, slot.hold.endpoints.netns) {
         return None;
     }
-    slot.hold.stack_id = stack::take(ctx, place, &slot.hold.owner, now_ns);
+    let taken = stack::take(place, &slot.hold.owner, now_ns);
+    slot.hold.stack_id = taken.id;
+    slot.hold.flags |= taken.flags;
     Some(slot)
 }
 
@@ -148,13 +148,26 @@ pub fn released(sk: Sock, slot: &mut Slot, fallback: u8, now_ns: u64) {
     }
 }
 
+/// Ends a hold whose end was not seen: its socket's memory serves another socket now. Never must that one inherit the owner.
+#[inline(always)]
+pub fn end_stale(sk: Sock, slot: &mut Slot, now_ns: u64) {
+    slot.flags &= !flags::IN_CONNECT;
+    slot.release_reason = reason::UNKNOWN;
+    released(sk, slot, reason::UNKNOWN, now_ns);
+}
+
 /// A socket got its port by bind or listen in the running task.
 #[inline(always)]
-pub fn bound<C: EbpfContext>(ctx: &C, sk: Sock, place: u32, how: u8, now_ns: u64) -> Option<()> {
-    if slot_of(sk).is_some_and(|slot| slot.flags & flags::HAS_PORT != 0) {
-        return None;
+pub fn bound(sk: Sock, place: u32, how: u8, now_ns: u64) -> Option<()> {
+    if let Some(slot) = slot_of(sk) {
+        if slot.flags & flags::HAS_PORT != 0 {
+            if slot.hold.endpoints.port_local == sk.num() {
+                return None;
+            }
+            end_stale(sk, slot, now_ns);
+        }
     }
-    let slot = describe(ctx, sk, place, how, None, now_ns)?;
+    let slot = describe(sk, place, how, None, now_ns)?;
     slot.hold.endpoints.port_remote = 0;
     slot.hold.endpoints.addr_remote = [0; 16];
     slot.attempt_ns = 0;
@@ -179,8 +192,7 @@ pub fn bound<C: EbpfContext>(ctx: &C, sk: Sock, place: u32, how: u8, now_ns: u64
 
 /// A bind or listen of the running task failed; nothing is held by it.
 #[inline(always)]
-pub fn bind_failed<C: EbpfContext>(
-    ctx: &C,
+pub fn bind_failed(
     sk: Sock,
     place: u32,
     requested: Option<crate::sock::Sockaddr>,
@@ -188,7 +200,7 @@ pub fn bind_failed<C: EbpfContext>(
     now_ns: u64,
 ) -> Option<()> {
     let how = if requested.is_some() { how::BIND } else { how::LISTEN };
-    let slot = describe(ctx, sk, place, how, None, now_ns)?;
+    let slot = describe(sk, place, how, None, now_ns)?;
     slot.hold.endpoints.port_remote = 0;
     slot.hold.endpoints.addr_remote = [0; 16];
     if let Some(requested) = requested {

@@ -16,6 +16,7 @@ mod life;
 mod maps;
 mod owner;
 mod read;
+mod registers;
 mod settings;
 mod slot;
 mod sock;

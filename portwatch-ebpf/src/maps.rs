@@ -8,7 +8,8 @@ use portwatch_common::counters::Counters;
 use portwatch_common::limits::PORT_BITMAP_WORDS;
 
 use crate::slot::{InCall, Preexisting, Slot, TimeWaitSlot};
-use crate::stack::StackScratch;
+use crate::stack::{Budget, RowKey, StackScratch};
+use portwatch_common::wire::Row;
 
 /// All records, in the order they were reserved. Full: the event is counted as missed.
 #[map]
@@ -63,6 +64,19 @@ pub static LAST_WAKE: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 /// Ids of stacks that user space already has. Least recently used ones fall out and are sent again.
 #[map]
 pub static STACKS_SEEN: LruHashMap<u64, u64> = LruHashMap::with_max_entries(1, 0);
+
+/// Process → generation of its address space: begun with its first stack, inherited at fork, ended at exec, at exit, and
+/// by user space when other code takes the place of known code. Full: the process's stacks are sent as snapshots.
+#[map]
+pub static SPACES: HashMap<u32, u64> = HashMap::with_max_entries(1, 0);
+
+/// Generation and instruction → how to get to the caller. Written by user space. Full: likewise.
+#[map]
+pub static ROWS: HashMap<RowKey, Row> = HashMap::with_max_entries(1, 0);
+
+/// Process → snapshots lately. Least recently used ones fall out.
+#[map]
+pub static SNAPSHOT_BUDGETS: LruHashMap<u32, Budget> = LruHashMap::with_max_entries(1, 0);
 
 /// `-p`: process → flags, see [`pid_flags`]. Written by user space, and by the fork hook with `-f`.
 #[map]

@@ -105,4 +105,6 @@ pub mod confidence {
 pub mod hold_flags {
     /// The port was learned after it was allocated; `begun_mono_ns` says when that was.
     pub const LATE: u16 = 1 << 0;
+    /// There is a user stack, but its process has sent too many snapshots lately.
+    pub const STACK_RATE_LIMITED: u16 = 1 << 1;
 }

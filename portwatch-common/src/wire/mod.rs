@@ -14,7 +14,7 @@ mod stack;
 
 pub use hold::{Endpoints, Hold, Owner, confidence, hold_flags, how};
 pub use life::{Closed, Established, Failed, PortReleased, TimeWait, closer, failed_flags, reason};
-pub use stack::Stack;
+pub use stack::{Row, Snapshot, Stack, row_kind, stack_id_mix, stack_id_seed};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -57,6 +57,8 @@ pub mod kind {
     pub const HOLD: u16 = 7;
     /// A [`super::Stack`].
     pub const STACK: u16 = 8;
+    /// A [`super::Snapshot`].
+    pub const SNAPSHOT: u16 = 9;
 }
 
 /// How many of the [`kind`] numbers are events.

@@ -1,6 +1,5 @@
 //! `inet_bind`, `inet6_bind`, `inet_listen`: the calls of TCP sockets that fail, whatever the reason.
 
-use aya_ebpf::EbpfContext;
 use aya_ebpf::macros::{fexit, kprobe, kretprobe};
 use aya_ebpf::programs::{FExitContext, ProbeContext, RetProbeContext};
 use portwatch_common::counters::hook;
@@ -17,19 +16,19 @@ const V6_CALL: usize = 256 + hook::BIND;
 
 #[fexit(function = "inet_bind")]
 pub fn inet_bind_fexit(ctx: FExitContext) -> i32 {
-    bind(&ctx, ctx.arg(0), ctx.arg(1), ctx.arg(3));
+    bind(ctx.arg(0), ctx.arg(1), ctx.arg(3));
     0
 }
 
 #[fexit(function = "inet6_bind")]
 pub fn inet6_bind_fexit(ctx: FExitContext) -> i32 {
-    bind(&ctx, ctx.arg(0), ctx.arg(1), ctx.arg(3));
+    bind(ctx.arg(0), ctx.arg(1), ctx.arg(3));
     0
 }
 
 #[fexit(function = "inet_listen")]
 pub fn inet_listen_fexit(ctx: FExitContext) -> i32 {
-    listen(&ctx, ctx.arg(0), ctx.arg(2));
+    listen(ctx.arg(0), ctx.arg(2));
     0
 }
 
@@ -40,7 +39,7 @@ pub fn inet_bind_entry(ctx: ProbeContext) -> u32 {
 
 #[kretprobe]
 pub fn inet_bind_return(ctx: RetProbeContext) -> u32 {
-    done(leave(&ctx, hook::BIND).map(|args| bind(&ctx, args[0], args[1], ctx.ret())))
+    done(leave(&ctx, hook::BIND).map(|args| bind(args[0], args[1], ctx.ret())))
 }
 
 #[kprobe]
@@ -50,7 +49,7 @@ pub fn inet6_bind_entry(ctx: ProbeContext) -> u32 {
 
 #[kretprobe]
 pub fn inet6_bind_return(ctx: RetProbeContext) -> u32 {
-    done(leave(&ctx, V6_CALL).map(|args| bind(&ctx, args[0], args[1], ctx.ret())))
+    done(leave(&ctx, V6_CALL).map(|args| bind(args[0], args[1], ctx.ret())))
 }
 
 #[kprobe]
@@ -60,26 +59,26 @@ pub fn inet_listen_entry(ctx: ProbeContext) -> u32 {
 
 #[kretprobe]
 pub fn inet_listen_return(ctx: RetProbeContext) -> u32 {
-    done(leave(&ctx, hook::LISTEN).map(|args| listen(&ctx, args[0], ctx.ret())))
+    done(leave(&ctx, hook::LISTEN).map(|args| listen(args[0], ctx.ret())))
 }
 
 #[inline(always)]
-fn bind<C: EbpfContext>(ctx: &C, socket: u64, address: u64, ret: i32) -> Option<()> {
+fn bind(socket: u64, address: u64, ret: i32) -> Option<()> {
     let sk = tcp_sock(socket, hook::BIND)?;
     if ret >= 0 {
         return None;
     }
     let requested = Sockaddr::from_kernel(address)?;
-    life::bind_failed(ctx, sk, scratch::BIND_FAILED, Some(requested), ret.unsigned_abs(), now())
+    life::bind_failed(sk, scratch::BIND_FAILED, Some(requested), ret.unsigned_abs(), now())
 }
 
 #[inline(always)]
-fn listen<C: EbpfContext>(ctx: &C, socket: u64, ret: i32) -> Option<()> {
+fn listen(socket: u64, ret: i32) -> Option<()> {
     let sk = tcp_sock(socket, hook::LISTEN)?;
     if ret >= 0 {
         return None;
     }
-    life::bind_failed(ctx, sk, scratch::LISTEN_FAILED, None, ret.unsigned_abs(), now())
+    life::bind_failed(sk, scratch::LISTEN_FAILED, None, ret.unsigned_abs(), now())
 }
 
 #[inline(always)]

@@ -3,7 +3,6 @@
 //! listen() runs it again on a socket that is bound already: same port, state LISTEN, nothing new. Its failures
 //! are told by the callers, see `inet_bind`.
 
-use aya_ebpf::EbpfContext;
 use aya_ebpf::macros::{fexit, kprobe, kretprobe};
 use aya_ebpf::programs::{FExitContext, ProbeContext, RetProbeContext};
 use portwatch_common::counters::hook;
@@ -17,7 +16,7 @@ use crate::{counters, life};
 
 #[fexit(function = "inet_csk_get_port")]
 pub fn inet_csk_get_port_fexit(ctx: FExitContext) -> i32 {
-    observe(&ctx, Sock(ctx.arg(0)), ctx.arg(1), ctx.arg(2));
+    observe(Sock(ctx.arg(0)), ctx.arg(1), ctx.arg(2));
     0
 }
 
@@ -28,17 +27,17 @@ pub fn inet_csk_get_port_entry(ctx: ProbeContext) -> u32 {
 
 #[kretprobe]
 pub fn inet_csk_get_port_return(ctx: RetProbeContext) -> u32 {
-    done(leave(&ctx, hook::GET_PORT).map(|args| observe(&ctx, Sock(args[0]), args[1] as u16, ctx.ret())))
+    done(leave(&ctx, hook::GET_PORT).map(|args| observe(Sock(args[0]), args[1] as u16, ctx.ret())))
 }
 
 #[inline(always)]
-fn observe<C: EbpfContext>(ctx: &C, sk: Sock, requested: u16, ret: i32) {
+fn observe(sk: Sock, requested: u16, ret: i32) {
     let is_listening = sk.state() == Some(state::LISTEN);
     if ret != 0 || (is_listening && requested != 0) || !sk.is_tcp() {
         return;
     }
     let how = if is_listening { how::LISTEN } else { how::BIND };
-    let _ = life::bound(ctx, sk, scratch::GET_PORT, how, now());
+    let _ = life::bound(sk, scratch::GET_PORT, how, now());
     if life::slot_of(sk).is_some_and(|slot| slot.flags & flags::IS_SELF != 0) {
         counters::self_test_hit(hook::GET_PORT);
     }

@@ -32,7 +32,7 @@ pub fn inet_sock_set_state(ctx: RawTracePointContext) -> i32 {
     set_running(1);
     let (sk, old, new) = arguments(&ctx);
     if new == state::SYN_SENT && old == state::CLOSE {
-        connecting(&ctx, sk);
+        connecting(sk);
     } else if is_of_interest(old, new) {
         changed(sk, old, new, scratch::ADOPT);
     }
@@ -91,19 +91,22 @@ pub fn tcp_destroy_sock(ctx: RawTracePointContext) -> i32 {
 
 /// A connect begins, in the task that asks for it. Source and destination are known, the port is not yet.
 #[inline(always)]
-fn connecting(ctx: &RawTracePointContext, sk: Sock) {
+fn connecting(sk: Sock) {
     if !sk.is_tcp() {
         return;
     }
     let now_ns = now();
     if let Some(slot) = life::slot_of(sk) {
-        if slot.flags & flags::HAS_PORT != 0 {
+        if slot.flags & flags::HAS_PORT == 0 {
+            settle(sk, slot, now_ns);
+        } else if slot.hold.endpoints.port_local == sk.num() {
             connecting_bound(sk, slot, now_ns);
             return;
+        } else {
+            life::end_stale(sk, slot, now_ns);
         }
-        settle(sk, slot, now_ns);
     }
-    let Some(slot) = life::describe(ctx, sk, scratch::CONNECT, how::CONNECT, None, now_ns) else { return };
+    let Some(slot) = life::describe(sk, scratch::CONNECT, how::CONNECT, None, now_ns) else { return };
     if slot.flags & flags::IS_SELF != 0 {
         counters::self_test_hit(hook::STATE_SYN_SENT);
     }

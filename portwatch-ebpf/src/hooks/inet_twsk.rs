@@ -52,7 +52,9 @@ pub fn inet_twsk_kill_entry(ctx: ProbeContext) -> u32 {
 #[inline(always)]
 fn allocated(sk: Sock, substate: i32, tw: u64) {
     let now_ns = now();
-    let Some(slot) = life::slot_of(sk).or_else(|| life::adopt(sk, scratch::ADOPT_TIME_WAIT, now_ns)) else { return };
+    let Some(slot) = life::slot_of(sk).or_else(|| life::adopt(sk, scratch::ADOPT_TIME_WAIT, now_ns)) else {
+        return;
+    };
     if slot.flags & flags::IS_SELF != 0 {
         counters::self_test_hit(hook::TWSK_ALLOC);
     }

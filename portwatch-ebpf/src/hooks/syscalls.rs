@@ -4,8 +4,6 @@
 //! enough, and there is no map of calls under way. The port is read from the socket behind the descriptor.
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::task_struct;
-use aya_ebpf::helpers::generated::{bpf_get_current_task_btf, bpf_task_pt_regs};
 use aya_ebpf::macros::tracepoint;
 use aya_ebpf::programs::TracePointContext;
 use portwatch_common::counters::hook;
@@ -18,7 +16,7 @@ use crate::read::{kernel, kernel_pointer};
 use crate::settings::{offset, setting};
 use crate::slot::flags;
 use crate::sock::{Sock, Sockaddr, state};
-use crate::{counters, emit, life, owner};
+use crate::{counters, emit, life, owner, registers};
 
 const EINTR: i32 = 4;
 const EALREADY: i32 = 114;
@@ -52,23 +50,8 @@ pub fn sys_exit_listen(ctx: TracePointContext) -> u32 {
 #[inline(always)]
 fn call(ctx: &TracePointContext) -> Option<(u32, u64, i32)> {
     let ret: i64 = kernel(ctx.as_ptr() as u64, RET as u32)?;
-    let regs = saved_registers()?;
-    // rdi and rsi of struct pt_regs.
-    Some((kernel(regs, 112)?, kernel(regs, 104)?, ret as i32))
-}
-
-/// `struct pt_regs *` of the system call.
-#[inline(always)]
-fn saved_registers() -> Option<u64> {
-    if setting!(has_task_pt_regs) != 0 {
-        // SAFETY: the task is the running one.
-        let regs = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf().cast::<task_struct>()) };
-        return Some(regs as u64);
-    }
-    // Kernels without the helper (before 5.15) keep them at the end of a 16 KiB stack.
-    const THREAD_SIZE: u64 = 16384;
-    const PT_REGS_SIZE: u64 = 168;
-    Some(kernel_pointer(current_task(), offset!(task_stack))? + THREAD_SIZE - PT_REGS_SIZE)
+    let registers = registers::saved()?;
+    Some((kernel(registers, registers::ARG0)?, kernel(registers, registers::ARG1)?, ret as i32))
 }
 
 /// The TCP socket behind a descriptor of the running task.
@@ -124,7 +107,7 @@ fn connect(ctx: &TracePointContext) -> Option<()> {
         }
     }
     if is_failure(ret) && sk.state() == Some(state::CLOSE) && sk.error() == 0 {
-        failed_early(ctx, sk, address, -ret as u32, now_ns);
+        failed_early(sk, address, -ret as u32, now_ns);
     }
     Some(())
 }
@@ -144,9 +127,9 @@ fn failed_inside(sk: Sock, slot: &mut crate::slot::Slot, errno: u32, now_ns: u64
 
 /// A connect that failed before it reached SYN_SENT.
 #[inline(always)]
-fn failed_early(ctx: &TracePointContext, sk: Sock, address: u64, errno: u32, now_ns: u64) -> Option<()> {
+fn failed_early(sk: Sock, address: u64, errno: u32, now_ns: u64) -> Option<()> {
     let peer = Sockaddr::from_user(address)?;
-    let slot = life::describe(ctx, sk, scratch::CONNECT_FAILED, how::CONNECT, Some(&peer), now_ns)?;
+    let slot = life::describe(sk, scratch::CONNECT_FAILED, how::CONNECT, Some(&peer), now_ns)?;
     if life::wants_addresses(&slot.hold.endpoints) {
         emit::failed(slot, kind::CONNECT_FAILED, errno, failed_flags::FINAL, now_ns);
     }
@@ -167,13 +150,13 @@ fn bind(ctx: &TracePointContext) -> Option<()> {
     }
     if ret < 0 {
         let requested = Sockaddr::from_user(address)?;
-        return life::bind_failed(ctx, sk, scratch::BIND_FAILED, Some(requested), -ret as u32, now());
+        return life::bind_failed(sk, scratch::BIND_FAILED, Some(requested), -ret as u32, now());
     }
     // IP_BIND_ADDRESS_NO_PORT leaves the port to connect().
     if sk.num() == 0 {
         return None;
     }
-    life::bound(ctx, sk, scratch::GET_PORT, how::BIND, now())
+    life::bound(sk, scratch::GET_PORT, how::BIND, now())
 }
 
 #[inline(always)]
@@ -184,9 +167,9 @@ fn listen(ctx: &TracePointContext) -> Option<()> {
         counters::self_test_hit(hook::EXIT_LISTEN);
     }
     if ret < 0 {
-        return life::bind_failed(ctx, sk, scratch::LISTEN_FAILED, None, -ret as u32, now());
+        return life::bind_failed(sk, scratch::LISTEN_FAILED, None, -ret as u32, now());
     }
-    life::bound(ctx, sk, scratch::GET_PORT, how::LISTEN, now())
+    life::bound(sk, scratch::GET_PORT, how::LISTEN, now())
 }
 
 #[inline(always)]

@@ -3,7 +3,6 @@
 //!
 //! `tcp_disconnect`: connect(AF_UNSPEC), which gives the port back while the socket stays open.
 
-use aya_ebpf::EbpfContext;
 use aya_ebpf::macros::{fentry, fexit, kprobe, kretprobe};
 use aya_ebpf::programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext};
 use portwatch_common::counters::hook;
@@ -20,13 +19,13 @@ const V6_CALL: usize = 256 + hook::TCP_CONNECT;
 
 #[fexit(function = "tcp_v4_connect")]
 pub fn tcp_v4_connect_fexit(ctx: FExitContext) -> i32 {
-    observe(&ctx, AF_INET, Sock(ctx.arg(0)), ctx.arg(1), ctx.arg(3));
+    observe(AF_INET, Sock(ctx.arg(0)), ctx.arg(1), ctx.arg(3));
     0
 }
 
 #[fexit(function = "tcp_v6_connect")]
 pub fn tcp_v6_connect_fexit(ctx: FExitContext) -> i32 {
-    observe(&ctx, AF_INET6, Sock(ctx.arg(0)), ctx.arg(1), ctx.arg(3));
+    observe(AF_INET6, Sock(ctx.arg(0)), ctx.arg(1), ctx.arg(3));
     0
 }
 
@@ -37,7 +36,7 @@ pub fn tcp_v4_connect_entry(ctx: ProbeContext) -> u32 {
 
 #[kretprobe]
 pub fn tcp_v4_connect_return(ctx: RetProbeContext) -> u32 {
-    done(leave(&ctx, hook::TCP_CONNECT).map(|args| observe(&ctx, AF_INET, Sock(args[0]), args[1], ctx.ret())))
+    done(leave(&ctx, hook::TCP_CONNECT).map(|args| observe(AF_INET, Sock(args[0]), args[1], ctx.ret())))
 }
 
 #[kprobe]
@@ -47,7 +46,7 @@ pub fn tcp_v6_connect_entry(ctx: ProbeContext) -> u32 {
 
 #[kretprobe]
 pub fn tcp_v6_connect_return(ctx: RetProbeContext) -> u32 {
-    done(leave(&ctx, V6_CALL).map(|args| observe(&ctx, AF_INET6, Sock(args[0]), args[1], ctx.ret())))
+    done(leave(&ctx, V6_CALL).map(|args| observe(AF_INET6, Sock(args[0]), args[1], ctx.ret())))
 }
 
 #[fentry(function = "tcp_disconnect")]
@@ -62,7 +61,7 @@ pub fn tcp_disconnect_entry(ctx: ProbeContext) -> u32 {
 }
 
 #[inline(always)]
-fn observe<C: EbpfContext>(ctx: &C, door: u16, sk: Sock, address: u64, ret: i32) {
+fn observe(door: u16, sk: Sock, address: u64, ret: i32) {
     // The IPv4 function on an IPv6 socket is the inside of the IPv6 one, which tells the result itself.
     if sk.family() != Some(door) {
         return;
@@ -97,15 +96,15 @@ fn observe<C: EbpfContext>(ctx: &C, door: u16, sk: Sock, address: u64, ret: i32)
         }
     }
     if ret != 0 {
-        let _ = failed_early(ctx, sk, address, ret.unsigned_abs(), now_ns);
+        let _ = failed_early(sk, address, ret.unsigned_abs(), now_ns);
     }
 }
 
 /// A connect that failed before it reached SYN_SENT.
 #[inline(always)]
-fn failed_early<C: EbpfContext>(ctx: &C, sk: Sock, address: u64, errno: u32, now_ns: u64) -> Option<()> {
+fn failed_early(sk: Sock, address: u64, errno: u32, now_ns: u64) -> Option<()> {
     let peer = Sockaddr::from_kernel(address)?;
-    let slot = life::describe(ctx, sk, scratch::CONNECT_FAILED, how::CONNECT, Some(&peer), now_ns)?;
+    let slot = life::describe(sk, scratch::CONNECT_FAILED, how::CONNECT, Some(&peer), now_ns)?;
     if life::wants_addresses(&slot.hold.endpoints) {
         emit::failed(slot, kind::CONNECT_FAILED, errno, failed_flags::FINAL, now_ns);
     }

@@ -2,7 +2,7 @@
 //!
 //! Where no hook sees the end of TIME_WAIT, it is deduced here: the same 4-tuple is used again, or the time is over.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 
@@ -68,12 +68,6 @@ impl Holds {
         let at = self.waiting.partition_point(|(other, ..)| *other <= since_ns);
         self.waiting.insert(at, (since_ns, tuple, hold.socket));
         self.waiting_by_tuple.insert(tuple, (since_ns, hold));
-    }
-
-    /// The ends of all holds, those in TIME_WAIT included.
-    pub fn endpoints(&self) -> HashSet<Endpoints> {
-        let waiting = self.waiting_by_tuple.values().map(|(_, hold)| hold);
-        self.alive.values().chain(waiting).map(|hold| hold.endpoints).collect()
     }
 
     /// Holds that are remembered.
@@ -183,7 +177,7 @@ impl Holds {
                 }
                 Joined::Event(event(socket, What::PortReleased { reason, held_ns }, exact), hold)
             }
-            Body::Stack(_) => Joined::Nothing,
+            Body::Stack(_) | Body::Snapshot(_) => Joined::Nothing,
         }
     }
 

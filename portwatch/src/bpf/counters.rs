@@ -26,6 +26,9 @@ pub struct Totals {
     /// State changes that the second program took because the first was running.
     pub nested_runs: u64,
     pub stacks_missed: u64,
+    pub snapshots_limited: u64,
+    pub stacks_walked: u64,
+    pub snapshots: u64,
 }
 
 impl Totals {
@@ -58,6 +61,9 @@ impl Totals {
         }
         self.nested_runs += counters.nested_runs;
         self.stacks_missed += counters.stacks_missed;
+        self.snapshots_limited += counters.snapshots_limited;
+        self.stacks_walked += counters.stacks_walked;
+        self.snapshots += counters.snapshots;
     }
 }
 

@@ -1,12 +1,14 @@
 //! From offsets and filters to attached programs: tries the rungs from the best one down.
 
+use std::collections::VecDeque;
 use std::fmt;
 
 use anyhow::{Context, Result};
 use aya::maps::{HashMap, MapData, RingBuf};
 use aya::{Btf, Ebpf, EbpfLoader};
 use portwatch_common::config::{Config, Offsets};
-use portwatch_common::wire::kind;
+use portwatch_common::limits::{ROWS_MAX, SPACES_MAX};
+use portwatch_common::wire::{self, kind};
 use zerocopy::IntoBytes;
 
 use crate::kernel::offsets::Missing;
@@ -61,7 +63,11 @@ impl fmt::Display for LoadError {
         for (rung, reason) in &self.reasons {
             write!(f, "\n  {rung}: {}", one_line(reason))?;
         }
-        Ok(())
+        let hint = "`portwatch doctor` says what is missing here and how to get it";
+        match nix::unistd::geteuid().is_root() {
+            true => write!(f, "\n  next: {hint}"),
+            false => write!(f, "\n  next: run it as root; {hint}"),
+        }
     }
 }
 
@@ -77,6 +83,8 @@ pub(super) fn one_line(error: &anyhow::Error) -> String {
             0..=3 => lines.join(" "),
             n => format!("{} … {}", lines[0], lines[n - 3..].join(" ")),
         };
+        // aya announces the verifier's log even where the kernel refused before it came to verifying.
+        let text = text.trim_end().trim_end_matches(" Verifier output:").to_owned();
         if !parts.last().is_some_and(|last| last.contains(&text)) {
             parts.push(text);
         }
@@ -90,6 +98,8 @@ pub struct Tracing {
     links: Vec<Link>,
     counters: CountersMap,
     attached: Vec<(&'static str, u16)>,
+    /// Rows that the kernel side has, oldest first.
+    taught: VecDeque<[u64; 2]>,
     pub rung: Rung,
     pub disabled: Vec<Disabled>,
 }
@@ -115,7 +125,7 @@ fn load_rung(plan: &Plan<'_>, rung: Rung) -> Result<(Tracing, Reader)> {
         Rung::Kprobe | Rung::Tracepoint => None,
     };
     let mut wanted = hooks(rung);
-    if plan.filters.selects_processes() {
+    if plan.filters.selects_processes() || plan.stacks {
         wanted.insert(0, PROCESSES);
     }
     let mut disabled = Vec::new();
@@ -162,7 +172,7 @@ fn load_rung(plan: &Plan<'_>, rung: Rung) -> Result<(Tracing, Reader)> {
     let counters = ebpf.take_map("COUNTERS").context("the kernel programs have no map `COUNTERS`")?;
     let reader = Reader::new(RingBuf::try_from(events)?);
     let counters = CountersMap::try_from(counters)?;
-    Ok((Tracing { ebpf, links, counters, attached, rung, disabled }, reader))
+    Ok((Tracing { ebpf, links, counters, attached, taught: VecDeque::new(), rung, disabled }, reader))
 }
 
 /// A structure member that the hook needs and this kernel lacks.
@@ -210,7 +220,10 @@ fn create(plan: &Plan<'_>, rung: Rung) -> Result<Ebpf> {
         .map_max_entries("TIME_WAITS", if rung == Rung::Tracepoint { 1 } else { plan.sizes.time_waits })
         .map_max_entries("PREEXISTING", plan.sizes.preexisting)
         .map_max_entries("IN_CALL", if rung == Rung::Kprobe { CALLS_MAX } else { 1 })
-        .map_max_entries("STACKS_SEEN", if plan.stacks { STACKS_MAX } else { 1 });
+        .map_max_entries("STACKS_SEEN", if plan.stacks { STACKS_MAX } else { 1 })
+        .map_max_entries("SPACES", if plan.stacks { SPACES_MAX } else { 1 })
+        .map_max_entries("SNAPSHOT_BUDGETS", if plan.stacks { SPACES_MAX } else { 1 })
+        .map_max_entries("ROWS", if plan.stacks { ROWS_MAX } else { 1 });
     for (map, entries) in plan.filters.sizes() {
         loader.map_max_entries(map, entries);
     }
@@ -260,6 +273,40 @@ impl Tracing {
         sockets.insert(cookie, socket_id, 0).context("the table of sockets open before the start is full")
     }
 
+    /// Teaches the kernel side how to get from these instructions of an address space to their callers. What finds no
+    /// room is sent as snapshots on and on.
+    pub fn learn(&mut self, generation: u64, rows: impl Iterator<Item = (u64, wire::Row)>) -> Result<()> {
+        let map = self.ebpf.map_mut("ROWS").context("no map `ROWS`")?;
+        let mut map: HashMap<&mut MapData, [u64; 2], [u8; 8]> = HashMap::try_from(map)?;
+        for (address, row) in rows {
+            let key = [generation, address];
+            let row: [u8; 8] = zerocopy::transmute!(row);
+            match map.insert(key, row, 0) {
+                Ok(()) => self.taught.push_back(key),
+                Err(_) => {
+                    // Full: the oldest half goes, and whoever still needs it asks again.
+                    for old in self.taught.drain(..self.taught.len() / 2) {
+                        let _ = map.remove(&old);
+                    }
+                    if map.insert(key, row, 0).is_ok() {
+                        self.taught.push_back(key);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the kernel side forget what it knows of a process's address space.
+    pub fn unlearn(&mut self, pid: u32) -> Result<()> {
+        let map = self.ebpf.map_mut("SPACES").context("no map `SPACES`")?;
+        let mut spaces: HashMap<&mut MapData, u32, u64> = HashMap::try_from(map)?;
+        match spaces.remove(&pid) {
+            Ok(()) | Err(aya::maps::MapError::KeyNotFound) => Ok(()),
+            Err(error) => Err(error).context("cannot change the table of address spaces"),
+        }
+    }
+
     /// Selects one more process.
     pub fn select(&mut self, pid: u32, follow: bool) -> Result<()> {
         let map = self.ebpf.map_mut("PIDS").context("no map `PIDS`")?;
@@ -299,4 +346,3 @@ impl Tracing {
         self.links.clear();
     }
 }
-

@@ -44,10 +44,7 @@ pub fn rungs(resolved: &Resolved, pid_namespace: Option<u32>) -> Vec<Attempt> {
 }
 
 fn reason(error: &LoadError) -> String {
-    let reasons = error.reasons.iter().map(|(_, reason)| one_line(reason));
-    // aya announces the verifier's log even where the kernel refused before it came to verifying.
-    let reasons = reasons.map(|reason| reason.trim_end().trim_end_matches(" Verifier output:").to_owned());
-    reasons.collect::<Vec<_>>().join("; ")
+    error.reasons.iter().map(|(_, reason)| one_line(reason)).collect::<Vec<_>>().join("; ")
 }
 
 /// A type of program, and what the kernel says to the smallest one of it.

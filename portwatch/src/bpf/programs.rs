@@ -152,11 +152,12 @@ const STATE: Hook = Hook {
     members: SOCK,
 };
 
-/// Processes come and go: for `-p` and `-f`.
+/// Processes come and go: for `-p`, for `-f`, and for what is known of their address spaces.
 pub(super) const PROCESSES: Hook = Hook {
-    name: "sched:sched_process_fork, sched_process_exit",
+    name: "sched:sched_process_fork, sched_process_exec, sched_process_exit",
     programs: &[
         ("sched_process_fork", Door::RawTracepoint("sched_process_fork")),
+        ("sched_process_exec", Door::RawTracepoint("sched_process_exec")),
         ("sched_process_exit", Door::RawTracepoint("sched_process_exit")),
     ],
     need: Required,

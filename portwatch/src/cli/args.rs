@@ -23,7 +23,7 @@ use crate::session::Request;
 #[command(next_help_heading = "Filters (a socket must pass all of them)")]
 pub struct FilterArgs {
     /// Only these processes; ends when the last of them is gone
-    #[arg(short = 'p', long = "pid", value_name = "PID", value_delimiter = ',')]
+    #[arg(short = 'p', long = "pid", value_name = "PID", value_delimiter = ',', value_parser = pid)]
     pids: Vec<u32>,
     /// Their children too, from birth
     #[arg(short, long, requires = "pids")]
@@ -32,7 +32,7 @@ pub struct FilterArgs {
     #[arg(long, value_name = "GLOB")]
     comm: Vec<String>,
     /// Only this user id
-    #[arg(long, value_name = "UID", value_delimiter = ',')]
+    #[arg(long, value_name = "UID", value_delimiter = ',', value_parser = uid)]
     uid: Vec<u32>,
     /// Only tasks in this cgroup (version 2) or below it
     #[arg(long, value_name = "PATH", conflicts_with = "container")]
@@ -73,6 +73,20 @@ pub struct FilterArgs {
     /// Connections that were accepted, too
     #[arg(long)]
     accepted: bool,
+}
+
+/// A process id. Process 0 is the idle loop, which asks for no port.
+fn pid(text: &str) -> Result<u32, String> {
+    text.parse()
+        .ok()
+        .filter(|pid| *pid > 0)
+        .ok_or_else(|| format!("`{}` is not a process id; `pgrep -a NAME` looks one up", text.escape_debug()))
+}
+
+/// A user id.
+fn uid(text: &str) -> Result<u32, String> {
+    text.parse()
+        .map_err(|_| format!("`{}` is not a user id; `id -u NAME` gives the number", text.escape_debug()))
 }
 
 /// A network, or one address.
@@ -155,7 +169,7 @@ pub fn request(
             }
             other => {
                 return Err(Failure::usage(anyhow!(
-                    "unknown protocol `{}`; there is `tcp`",
+                    "unknown protocol `{}`\n  next: use `--proto tcp`, or leave it out",
                     other.escape_debug()
                 )));
             }
@@ -213,8 +227,11 @@ fn kinds(filters: &FilterArgs) -> Result<u32> {
     let mut kinds = if filters.events.is_empty() { ALL } else { 0 };
     for name in &filters.events {
         let Some(at) = EVENT_NAMES.iter().position(|known| known == name) else {
-            let error =
-                anyhow!("unknown event `{}`; there are {}", name.escape_debug(), EVENT_NAMES.join(", "));
+            let error = anyhow!(
+                "unknown event `{}`\n  next: use any of {}",
+                name.escape_debug(),
+                EVENT_NAMES.join(", ")
+            );
             return Err(Failure::usage(error));
         };
         kinds |= 1 << at;
@@ -264,7 +281,12 @@ fn netns(text: &str) -> Result<u32> {
         Ok(pid) => Namespace::of_process(pid),
         Err(_) => Namespace::at(Path::new(text)),
     };
-    Ok(namespace.with_context(|| format!("cannot use `--netns {}`", text.escape_debug()))?.inode())
+    let namespace = namespace.with_context(|| {
+        let hint = "give the PID of a process that is in it, or a file such as `/run/netns/NAME`; \
+                    `lsns -t net` lists processes";
+        format!("cannot use `--netns {}`\n  next: {hint}", text.escape_debug())
+    })?;
+    Ok(namespace.inode())
 }
 
 /// The filters for the log's header, by flag name.

@@ -70,7 +70,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A broker that answers each request, and a client that connects anew for every one.
 fn churn(connections: u32) -> Result<()> {
-    let broker = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot start the demonstration's broker")?;
+    let broker =
+        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot start the demonstration's broker")?;
     let address = broker.local_addr()?;
     let broker = thread::spawn(move || -> std::io::Result<()> {
         for _ in 0..connections {
@@ -85,10 +86,14 @@ fn churn(connections: u32) -> Result<()> {
         Ok(())
     });
     for _ in 0..connections {
-        let mut connection = TcpStream::connect_timeout(&address, PATIENCE).context("cannot connect to the broker")?;
+        let mut connection =
+            TcpStream::connect_timeout(&address, PATIENCE).context("cannot connect to the broker")?;
         connection.set_read_timeout(Some(PATIENCE))?;
         connection.write_all(b"ping")?;
         connection.read_exact(&mut [0; 4])?;
     }
-    broker.join().map_err(|_| anyhow::anyhow!("the demonstration's broker panicked"))?.context("the broker failed")
+    broker
+        .join()
+        .map_err(|_| anyhow::anyhow!("the demonstration's broker panicked"))?
+        .context("the broker failed")
 }

@@ -5,6 +5,8 @@ use std::io;
 
 use anyhow::Error;
 
+use crate::output::escape;
+
 /// The exit code of an error, where it is not the ordinary 1.
 #[derive(Debug)]
 pub struct Failure {
@@ -69,13 +71,13 @@ pub fn message(error: &Error) -> String {
         let mut lines = cause.lines();
         let first = lines.next().unwrap_or_default();
         text.push_str(if text.is_empty() { "error: " } else { "\n  cause: " });
-        text.push_str(&crate::output::escape::printable(first));
+        text.push_str(&printable(first));
         for line in lines {
             match line.trim().strip_prefix("next: ") {
-                Some(hint) => next.push(hint.to_owned()),
+                Some(hint) => next.push(printable(hint)),
                 None => {
                     text.push_str("\n  ");
-                    text.push_str(&crate::output::escape::printable(line.trim_end()));
+                    text.push_str(&printable(line.trim()));
                 }
             }
         }
@@ -88,6 +90,11 @@ pub fn message(error: &Error) -> String {
     text
 }
 
+/// Safe for a terminal. Backslashes stay as they are: names in messages were escaped where they came in.
+fn printable(text: &str) -> String {
+    text.split('\\').map(escape::printable).collect::<Vec<_>>().join("\\")
+}
+
 #[cfg(test)]
 mod tests {
     use anyhow::anyhow;
@@ -98,6 +105,14 @@ mod tests {
     fn a_message_has_its_cause_before_what_to_do_next() {
         let error = anyhow!("no such device").context("cannot open `x`\n  next: plug it in");
         assert_eq!(message(&error), "error: cannot open `x`\n  cause: no such device\n  next: plug it in");
+    }
+
+    #[test]
+    fn a_message_is_escaped_once_and_not_twice() {
+        let hostile = "a\x1b[2J\\".escape_debug();
+        let error = anyhow!("no `{hostile}`\n  tracepoint: side's\x1b\n  next: write `\\[`\x07");
+        let expected = "error: no `a\\u{1b}[2J\\\\`\n  tracepoint: side's\\u{1b}\n  next: write `\\[`\\u{7}";
+        assert_eq!(message(&error), expected);
     }
 
     #[test]

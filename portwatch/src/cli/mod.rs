@@ -10,7 +10,8 @@ mod trace;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Who is eating this host's ports, and from which line of code.
 #[derive(Debug, Parser)]
@@ -49,10 +50,29 @@ enum Command {
 /// # Errors
 /// Whatever made the command fail; [`failure::code`] knows its exit code.
 pub fn run() -> Result<ExitCode> {
-    match Cli::parse().command {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => refuse(&error),
+    };
+    match cli.command {
         Command::Trace(args) => trace::run(args),
         Command::Record(args) => record::run(args),
-        Command::Demo(args) => demo::run(args),
         Command::Doctor(args) => doctor::run(args),
+        Command::Demo(args) => demo::run(args),
     }
+}
+
+/// Ends the process with what clap has to say: help, the version, or what is wrong with the command line and what to
+/// do next, in the form that all errors have.
+fn refuse(error: &clap::Error) -> ! {
+    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        error.exit();
+    }
+    let text = error.render().ansi().to_string();
+    // clap's own last line says less: not of which command the help is.
+    let what = text.split("\n\nFor more information").next().unwrap_or(&text).trim_end();
+    let subcommand = std::env::args().nth(1).filter(|name| Cli::command().find_subcommand(name).is_some());
+    let help = subcommand.map_or("portwatch --help".to_owned(), |name| format!("portwatch {name} --help"));
+    anstream::eprintln!("{what}\n  next: `{help}` explains the options");
+    std::process::exit(error.exit_code())
 }

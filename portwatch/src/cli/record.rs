@@ -19,7 +19,7 @@ Examples:
   portwatch record -o log.jsonl -p 1234          one process, until it ends
   portwatch record -o log.jsonl -- ./client      a command; ends with it, and with its exit code")]
 pub struct RecordArgs {
-    /// File to write; the extension says how: .jsonl or .jsonl.zst
+    /// File to write; the extension says how: .jsonl or .jsonl.zst; `-` is standard output, as .jsonl
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
     /// Overwrite FILE even if it is not empty

@@ -7,8 +7,8 @@ use portwatch_common::wire::{self, WIRE_VERSION, kind};
 use zerocopy::FromBytes;
 
 use super::{
-    Closer, Comm, Confidence, Direction, Endpoints, Errno, Family, Hold, How, Owner, Protocol, RawStack,
-    Reason, SocketId, StackId, TimeWaitState, Traffic,
+    Closer, Comm, Confidence, Direction, Endpoints, Errno, Family, Hold, How, Owner, Protocol, RawSnapshot,
+    RawStack, Reason, SocketId, StackId, TimeWaitState, Traffic,
 };
 
 /// One record of the kernel side.
@@ -62,6 +62,7 @@ pub enum Body {
         is_silent: bool,
     },
     Stack(RawStack),
+    Snapshot(Box<RawSnapshot>),
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -211,6 +212,23 @@ fn body(kind: u16, bytes: &[u8]) -> Result<Body, DecodeError> {
                 start_boot_ns: wire.start_boot_ns,
                 addresses: wire.addresses[..count].to_vec(),
             })
+        }
+        kind::SNAPSHOT => {
+            let wire: wire::Snapshot = read(kind, bytes)?;
+            // The copy begins within its first page.
+            let skipped = (wire.sp % 4096) as usize;
+            Body::Snapshot(Box::new(RawSnapshot {
+                id: StackId(wire.stack_id),
+                tgid: wire.tgid,
+                start_boot_ns: wire.start_boot_ns,
+                generation: wire.generation,
+                ip: wire.ip,
+                sp: wire.sp,
+                bp: wire.bp,
+                addresses: wire.addresses[..(wire.count as usize).min(wire.addresses.len())].to_vec(),
+                bytes: wire.bytes.get(skipped..).unwrap_or_default().to_vec(),
+                pages_valid: wire.pages_valid,
+            }))
         }
         kind => return Err(DecodeError::Kind(kind)),
     })

@@ -348,3 +348,25 @@ pub struct RawStack {
     pub start_boot_ns: u64,
     pub addresses: Vec<u64>,
 }
+
+/// A user stack that the kernel side could not walk to its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RawSnapshot {
+    /// What holds call it until the whole stack is known.
+    pub id: StackId,
+    pub tgid: u32,
+    /// Start of the process, `CLOCK_BOOTTIME`.
+    pub start_boot_ns: u64,
+    /// Names the address space to the kernel side.
+    pub generation: u64,
+    /// Registers where the walk stopped.
+    pub ip: u64,
+    pub sp: u64,
+    pub bp: u64,
+    /// Addresses up to there, innermost first; the last one is `ip`.
+    pub addresses: Vec<u64>,
+    /// The stack from `sp` on.
+    pub bytes: Vec<u8>,
+    /// Bit n: page n, counted from the one that `sp` is in, could be read.
+    pub pages_valid: u32,
+}

@@ -80,7 +80,7 @@ impl CommPatterns {
 
 fn parse(pattern: &str) -> Result<Vec<Element>> {
     if pattern.is_empty() {
-        bail!("an empty `--comm` pattern matches nothing; leave the flag out to match everything");
+        bail!("an empty `--comm` pattern matches nothing\n  next: leave the flag out to match everything");
     }
     let mut elements = Vec::new();
     let mut bytes = pattern.bytes().peekable();
@@ -90,7 +90,7 @@ fn parse(pattern: &str) -> Result<Vec<Element>> {
             b'?' => Element::Any,
             b'\\' => match bytes.next() {
                 Some(byte) => Element::Byte(byte),
-                None => bail!("`--comm {pattern}` ends in a lone backslash; write `\\\\` for one"),
+                None => bail!("`--comm {pattern}` ends in a lone backslash\n  next: write `\\\\` for one"),
             },
             b'[' => set(pattern, &mut bytes)?,
             byte => Element::Byte(byte),
@@ -106,7 +106,7 @@ fn set(pattern: &str, bytes: &mut std::iter::Peekable<std::str::Bytes<'_>>) -> R
     loop {
         let Some(low) = bytes.next() else {
             bail!(
-                "`--comm {pattern}` opens a `[` that it does not close; write `\\[` for the bracket itself"
+                "`--comm {pattern}` opens a `[` that it does not close\n  next: write `\\[` for the bracket itself"
             );
         };
         if low == b']' && !is_first {

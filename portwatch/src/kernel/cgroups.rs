@@ -114,7 +114,7 @@ impl Cgroups {
             );
         }
         bail!(
-            "there is no cgroup `{}`; paths are those below `{}`, as in `/proc/PID/cgroup` after `0::`",
+            "there is no cgroup `{}`\n  next: give a path below `{}`, as in `/proc/PID/cgroup` after `0::`",
             shown(),
             self.mount.point.display()
         )
@@ -140,10 +140,13 @@ impl Cgroups {
         ids.sort_unstable();
         ids.dedup();
         match ids.len() {
-            0 => bail!("no container with an id that starts with `{}` runs here", prefix.escape_debug()),
+            0 => bail!(
+                "no container with an id that starts with `{}` runs here\n  next: `docker ps` or `crictl ps` lists ids",
+                prefix.escape_debug()
+            ),
             1 => Ok(matches.into_iter().map(|(_, cgroup)| cgroup).collect()),
             count => bail!(
-                "{count} containers have an id that starts with `{}`, such as `{}` and `{}`; give more of it",
+                "{count} containers have an id that starts with `{}`, such as `{}` and `{}`\n  next: give more of it",
                 prefix.escape_debug(),
                 ids[0],
                 ids[1]

@@ -124,15 +124,15 @@ impl FrameKind {
 /// Last line of an event log.
 #[derive(Clone, Debug, Default)]
 pub struct Summary {
-    /// Lines written, by type.
+    /// Lines written of what a hook saw, by type.
     pub events: BTreeMap<&'static str, u64>,
     /// By type and reason.
     pub lost: BTreeMap<&'static str, BTreeMap<&'static str, u64>>,
-    /// What the kernel side counted, by type. `kernel_totals` = `events` − `inferred` made in user space + `lost` + `filtered`.
+    /// What the kernel side counted, by type. `kernel_totals` = `events` + `lost` + `filtered`.
     pub kernel_totals: BTreeMap<&'static str, u64>,
     /// Some misses cannot be counted on this kernel, or in this run.
     pub is_lower_bound: bool,
-    /// Lines deduced, by type; a part of `events`.
+    /// Lines written of what was deduced, by type; beside `events`, and in no total.
     pub inferred: BTreeMap<&'static str, u64>,
     /// Dropped by a filter in user space, by type.
     pub filtered: BTreeMap<&'static str, u64>,

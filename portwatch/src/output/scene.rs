@@ -40,7 +40,7 @@ pub fn header() -> Header {
             ("time_wait", "exact"),
         ]
         .into(),
-        stack_method: "frame_pointer",
+        stack_method: "frame-pointer",
     }
 }
 
@@ -153,11 +153,11 @@ pub fn summary() -> Summary {
     Summary {
         events: [
             ("bind_failed", 1),
-            ("closed", 3),
+            ("closed", 2),
             ("connect_failed", 4),
             ("established", 3),
-            ("port_allocated", 5),
-            ("port_released", 4),
+            ("port_allocated", 4),
+            ("port_released", 3),
             ("time_wait", 1),
         ]
         .into(),

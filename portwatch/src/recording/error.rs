@@ -76,7 +76,7 @@ impl fmt::Display for Error {
             Error::UnknownExtension { path } => {
                 write!(
                     f,
-                    "cannot tell the format of `{}` from its name; known extensions are ",
+                    "cannot tell the format of `{}` from its name\n  next: use one of the known extensions ",
                     path.display()
                 )?;
                 for (index, (extension, _)) in EXTENSIONS.iter().enumerate() {
@@ -87,29 +87,36 @@ impl fmt::Display for Error {
             }
             Error::NotEmpty { path } => {
                 let path = path.display();
-                write!(f, "`{path}` is not empty; give `--force` to overwrite it, or another name")
+                write!(f, "`{path}` is not empty\n  next: give `--force` to overwrite it, or another name")
             }
             Error::SymbolicLink { path } => {
                 let path = path.display();
                 write!(
                     f,
-                    "`{path}` is a symbolic link, and recordings do not follow links; give the real path"
+                    "`{path}` is a symbolic link, and recordings do not follow links\n  next: give the real path"
                 )
             }
             Error::NotAFile { path } => {
-                write!(f, "`{}` is not a regular file; give another name, or `-` for stdout", path.display())
+                write!(
+                    f,
+                    "`{}` is not a regular file\n  next: give another name, or `-` for standard output",
+                    path.display()
+                )
             }
             Error::Create { path, .. } => {
-                write!(f, "cannot create `{}`; choose a place that can be written", path.display())
+                write!(f, "cannot create `{}`\n  next: choose a place that can be written", path.display())
             }
             Error::Read { name, .. } => write!(f, "cannot read `{name}`"),
             Error::NotALog { name, why } => {
-                write!(f, "`{name}` is not an event log: {why}; `portwatch record -o FILE` writes one")
+                write!(
+                    f,
+                    "`{name}` is not an event log: {why}\n  next: `portwatch record -o FILE` writes one"
+                )
             }
             Error::Version { name, found, known } => write!(
                 f,
-                "`{name}` is an event log of version {found}, and this portwatch reads version {known}; \
-                 read it with the portwatch that wrote it, or a newer one"
+                "`{name}` is an event log of version {found}, and this portwatch reads version {known}\
+                 \n  next: read it with the portwatch that wrote it, or a newer one"
             ),
             Error::Malformed { name, line, why } => {
                 write!(f, "cannot read `{name}` past line {line}: {why}; the file was changed or damaged")

@@ -12,6 +12,7 @@ use super::{Request, Shared};
 use crate::bpf::KernelFilters;
 use crate::event::{Confidence, Direction, Hold, How, Protocol, SocketId};
 use crate::kernel::baseline::{Baseline, OpenSocket, Selection};
+use crate::kernel::clock;
 use crate::kernel::netns::{self, Seen};
 use crate::kernel::socket_owners::Among;
 
@@ -46,6 +47,7 @@ pub fn start(request: &Request, shared: &Arc<Shared>) -> Result<Option<JoinHandl
         .spawn(move || {
             if let Err(error) = take(&filters, accepted, &shared) {
                 eprintln!("portwatch: note: sockets open before the start are not known: {error:#}");
+                shared.set_baseline(List::default());
             }
         })
         .context("cannot start the thread that lists open sockets")?;
@@ -68,7 +70,8 @@ fn take(filters: &KernelFilters, accepted: bool, shared: &Shared) -> Result<()> 
     };
     let owners = pids.clone().map_or(Among::All, |pids| Among::Only(pids.into_iter().collect()));
     let baseline = Baseline::take(&Selection { namespaces, protocols: vec![Protocol::Tcp], owners })?;
-    let mut list = List { mono_ns: baseline.mono_ns, sockets: Vec::new() };
+    // Whatever was opened until now may be in it.
+    let mut list = List { mono_ns: clock::mono_now_ns()?, sockets: Vec::new() };
     for open in baseline.sockets {
         // Accepted connections are told of on demand, and only then do the hooks know those that are new.
         let is_accepted = open.direction == Direction::In && open.endpoints.remote_port.is_some();
@@ -154,7 +157,9 @@ fn wants(filters: &KernelFilters, pids: Option<&[u32]>, open: &OpenSocket) -> bo
     let within = |nets: &[ipnet::IpNet], ip: Option<std::net::IpAddr>| {
         nets.is_empty() || ip.is_some_and(|ip| nets.iter().any(|net| net.contains(&ip)))
     };
-    if !within(&filters.addrs_remote, ends.remote_ip()) || !within(&filters.addrs_local, Some(ends.local_ip())) {
+    if !within(&filters.addrs_remote, ends.remote_ip())
+        || !within(&filters.addrs_local, Some(ends.local_ip()))
+    {
         return false;
     }
     let ip = ends.remote_ip().unwrap_or(ends.local_ip());

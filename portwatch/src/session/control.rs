@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::process::{Child, Command};
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, interval, sleep_until};
 
@@ -25,26 +26,48 @@ pub struct Ended {
     pub command: Option<ExitStatus>,
 }
 
-/// Starts the command, if there is one, and waits for the end of the run.
-pub fn wait(request: &Request, shared: &Arc<Shared>, pipeline: &Pipeline) -> Result<Ended> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the event loop")?
-        .block_on(until_end(request, shared, pipeline))
+/// Waits for what ends a run. Made before anything else: from then on a signal ends the run and not the process.
+pub struct Control {
+    runtime: Runtime,
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
 }
 
-async fn until_end(request: &Request, shared: &Arc<Shared>, pipeline: &Pipeline) -> Result<Ended> {
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
-    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
-    let mut hangup = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
+impl Control {
+    pub fn new() -> Result<Control> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("cannot start the event loop")?;
+        let entered = runtime.enter();
+        let interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+        let terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+        let hangup = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
+        drop(entered);
+        Ok(Control { runtime, interrupt, terminate, hangup })
+    }
+
+    /// Starts the command, if there is one, and waits for the end of the run.
+    pub fn wait(&mut self, request: &Request, shared: &Arc<Shared>, pipeline: &Pipeline) -> Result<Ended> {
+        let Control { runtime, interrupt, terminate, hangup } = self;
+        runtime.block_on(until_end(request, shared, pipeline, (interrupt, terminate, hangup)))
+    }
+}
+
+async fn until_end(
+    request: &Request,
+    shared: &Arc<Shared>,
+    pipeline: &Pipeline,
+    (interrupt, terminate, hangup): (&mut Signal, &mut Signal, &mut Signal),
+) -> Result<Ended> {
     let deadline = request.duration.map(|duration| Instant::now() + duration);
     let mut command = if request.command.is_empty() { None } else { Some(spawn(request, shared)?) };
     let mut look = interval(LOOK_INTERVAL);
 
     let by = loop {
         let stop = tokio::select! {
-            signal = any(&mut interrupt, &mut terminate, &mut hangup) => {
+            signal = any(interrupt, terminate, hangup) => {
                 match &command {
                     // The command gets it too, and its end is then the end of the run.
                     Some(child) => { pass_on(child, signal); None }

@@ -83,10 +83,7 @@ impl Shared {
 
     /// The list of sockets open before the start, if it is there and not newer than `mono_ns`.
     fn take_baseline(&self, mono_ns: u64) -> Option<baseline::List> {
-        self.baseline
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take_if(|list| list.mono_ns <= mono_ns)
+        self.baseline.lock().unwrap_or_else(PoisonError::into_inner).take_if(|list| list.mono_ns <= mono_ns)
     }
 
     /// Waits until everything that the kernel side counted as sent has been received. The programs are detached:
@@ -113,6 +110,7 @@ impl Shared {
 /// # Errors
 /// With an exit code, see [`crate::cli::failure`].
 pub fn run(mut request: Request, output: impl FnOnce() -> Result<Box<dyn Output>>) -> Result<Outcome> {
+    let mut control = control::Control::new()?;
     for &pid in &request.filters.pids {
         follow::must_exist(pid)?;
     }
@@ -127,7 +125,7 @@ pub fn run(mut request: Request, output: impl FnOnce() -> Result<Box<dyn Output>
         baseline: Mutex::default(),
         received: AtomicU64::new(0),
     });
-    let result = trace(&request, &shared, reader, output);
+    let result = trace(&request, &shared, reader, &mut control, output);
     shared.queue.finish();
     shared.tracing().detach();
     result
@@ -137,6 +135,7 @@ fn trace(
     request: &Request,
     shared: &Arc<Shared>,
     reader: bpf::Reader,
+    control: &mut control::Control,
     output: impl FnOnce() -> Result<Box<dyn Output>>,
 ) -> Result<Outcome> {
     if request.filters.follow {
@@ -163,7 +162,7 @@ fn trace(
 
     let baseline = baseline::start(request, shared)?;
 
-    let ended = control::wait(request, shared, &pipeline)?;
+    let ended = control.wait(request, shared, &pipeline)?;
 
     if let Some(baseline) = baseline {
         // Bounded in time by itself. A panic in it was printed.
@@ -227,11 +226,11 @@ fn header(request: &Request, rung: Rung, anchor: &clock::Anchor) -> Result<Heade
 }
 
 fn stack_method(request: &Request) -> &'static str {
-    if request.stacks { "frame-pointer" } else { "none" }
+    if request.stacks { "unwind" } else { "none" }
 }
 
 /// What a rung sees of each event type.
-fn coverage(rung: Rung) -> BTreeMap<&'static str, &'static str> {
+pub fn coverage(rung: Rung) -> BTreeMap<&'static str, &'static str> {
     (0..EVENT_KINDS)
         .map(|kind| {
             let how = match (rung, EVENT_NAMES[kind]) {

@@ -8,26 +8,31 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use portwatch_common::counters::MISS_NAMES;
-use portwatch_common::wire::EVENT_NAMES;
+use portwatch_common::limits::STACK_FRAMES_MAX;
+use portwatch_common::wire::{EVENT_NAMES, stack_id_mix, stack_id_seed};
 use tokio::sync::Notify;
 
 use super::{Request, Shared};
 use crate::aggregate::holds::{Holds, Joined};
 use crate::bpf::{NotRun, Received, Rung, Totals};
 use crate::event::decode::{Body, DecodeError, Record, records};
-use crate::event::{Confidence, Event, Hold, RawStack, StackId};
+use crate::event::{Confidence, Endpoints, Event, Hold, RawSnapshot, RawStack, StackId};
 use crate::kernel::cgroups::Cgroups;
 use crate::kernel::clock::{self, Anchor};
 use crate::kernel::netns::{self, Namespace};
 use crate::kernel::processes::{Cmdline, Processes};
 use crate::output::{Netns, Output, Process, StackShares, Summary};
-use crate::stack::{self, Completeness, Stacks};
+use crate::stack::unwind::{Registers, StackBytes};
+use crate::stack::{self, Completeness, Snapshot, Stacks};
 
 /// How often output is flushed while nothing comes.
 const TICK: Duration = Duration::from_millis(50);
 
 /// Output is flushed at least this often while a lot comes.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(200);
+
+/// A snapshot's hold comes right behind it, and again only if the ring was full.
+const SNAPSHOTS_REMEMBERED: usize = 65_536;
 
 /// The running pipeline.
 pub struct Pipeline {
@@ -86,6 +91,7 @@ pub fn start(
         count: request.count,
         started_mono_ns: anchor.mono_ns,
         holds: Holds::default(),
+        opened: request.command.is_empty().then(HashSet::new),
         processes: Processes::new(
             if request.cmdline { Cmdline::Read } else { Cmdline::Skip },
             Cgroups::find().ok(),
@@ -93,6 +99,7 @@ pub fn start(
         netns_seen: HashSet::new(),
         call_sites: HashMap::new(),
         library_patterns: request.library_patterns.clone(),
+        snapshots: HashMap::new(),
         written: BTreeMap::new(),
         inferred: BTreeMap::new(),
         skipped: 0,
@@ -128,10 +135,15 @@ struct Worker {
     count: Option<u64>,
     started_mono_ns: u64,
     holds: Holds,
+    /// The ends of what was opened since the start, until the list of what was open before is there: that may hold
+    /// some of it, too.
+    opened: Option<HashSet<Endpoints>>,
     processes: Processes,
     netns_seen: HashSet<u32>,
     call_sites: HashMap<StackId, CallSite>,
     library_patterns: Vec<String>,
+    /// What the kernel side called a stack before it was known → the stack.
+    snapshots: HashMap<StackId, StackId>,
     /// Lines written, by type: those the kernel side saw.
     written: BTreeMap<&'static str, u64>,
     /// Lines written, by type: those that were deduced.
@@ -166,7 +178,7 @@ impl Worker {
                     self.baseline(now_ns)?;
                     self.expire(now_ns)?;
                     if let Some(stacks) = &mut stacks {
-                        stacks.drain_sideband();
+                        self.drain_sideband(stacks)?;
                     }
                     self.output.flush()?;
                     flushed_at = Instant::now();
@@ -185,7 +197,7 @@ impl Worker {
     fn batch(&mut self, batch: &[u8], stacks: &mut Option<Stacks>) -> Result<()> {
         // Whatever was mapped when these events happened is known before the first of them is looked at.
         if let Some(stacks) = stacks {
-            stacks.drain_sideband();
+            self.drain_sideband(stacks)?;
         }
         for record in records(batch) {
             match record {
@@ -197,11 +209,25 @@ impl Worker {
         Ok(())
     }
 
-    fn record(&mut self, record: Record, stacks: &mut Option<Stacks>) -> Result<()> {
+    fn drain_sideband(&mut self, stacks: &mut Stacks) -> Result<()> {
+        for pid in stacks.drain_sideband() {
+            self.shared.tracing().unlearn(pid)?;
+        }
+        Ok(())
+    }
+
+    fn record(&mut self, mut record: Record, stacks: &mut Option<Stacks>) -> Result<()> {
         self.baseline(record.mono_ns)?;
         self.expire(record.mono_ns)?;
-        if let (Body::Stack(raw), Some(stacks)) = (&record.body, stacks) {
-            return self.stack(raw, record.mono_ns, stacks);
+        match (&mut record.body, stacks) {
+            (Body::Stack(raw), Some(stacks)) => return self.stack(raw, record.mono_ns, stacks),
+            (Body::Snapshot(raw), Some(stacks)) => return self.snapshot(raw, record.mono_ns, stacks),
+            (Body::Hold { hold, .. }, _) => {
+                if let Some(id) = hold.stack.and_then(|id| self.snapshots.get(&id)) {
+                    hold.stack = Some(*id);
+                }
+            }
+            _ => {}
         }
         if let Some((event, hold)) = self.holds.reused(&record) {
             self.event(&event, &hold)?;
@@ -224,6 +250,9 @@ impl Worker {
     }
 
     fn event(&mut self, event: &Event, hold: &Arc<Hold>) -> Result<()> {
+        if let Some(opened) = &mut self.opened {
+            opened.insert(hold.endpoints);
+        }
         if self.is_full {
             return Ok(());
         }
@@ -270,11 +299,42 @@ impl Worker {
         Ok(())
     }
 
+    /// Walks a stack to its end, and teaches the kernel side the way.
+    fn snapshot(&mut self, raw: &RawSnapshot, mono_ns: u64, stacks: &mut Stacks) -> Result<()> {
+        let unwound = stacks.unwind_snapshot(&Snapshot {
+            tgid: raw.tgid,
+            start_boot_ns: raw.start_boot_ns,
+            mono_ns,
+            registers: Registers { ip: raw.ip, sp: raw.sp, bp: raw.bp },
+            stack: StackBytes { start: raw.sp, bytes: &raw.bytes, valid: raw.pages_valid.into() },
+            prefix: raw.addresses.split_last().map_or(&[], |(_, before)| before),
+        });
+        let rows = unwound.rows.iter().map(|&(address, row)| (address, row.wire()));
+        self.shared.tracing().learn(raw.generation, rows)?;
+        let id = unwound
+            .addresses
+            .iter()
+            .take(STACK_FRAMES_MAX)
+            .fold(stack_id_seed(raw.start_boot_ns, raw.tgid), |id, &address| stack_id_mix(id, address));
+        let whole = RawStack {
+            id: StackId(id.max(1)),
+            tgid: raw.tgid,
+            start_boot_ns: raw.start_boot_ns,
+            addresses: unwound.addresses,
+        };
+        self.stack(&whole, mono_ns, stacks)?;
+        if self.snapshots.len() >= SNAPSHOTS_REMEMBERED {
+            self.snapshots.clear();
+        }
+        self.snapshots.insert(raw.id, whole.id);
+        Ok(())
+    }
+
     /// Lists the sockets that were open before the start, but for those that the hooks told of meanwhile.
     fn baseline(&mut self, mono_ns: u64) -> Result<()> {
         let Some(list) = self.shared.take_baseline(mono_ns) else { return Ok(()) };
         let is_deduced = self.shared.tracing().rung == Rung::Tracepoint;
-        let known = self.holds.endpoints();
+        let known = self.opened.take().unwrap_or_default();
         for listed in list.sockets {
             if known.contains(&listed.hold.endpoints) {
                 continue;

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use super::elf::Module;
 use super::elf_open;
+use super::opener::Opener;
 
 const DEBUG_ROOT: &str = "/usr/lib/debug";
 
@@ -22,19 +23,25 @@ const DEBUG_ROOT: &str = "/usr/lib/debug";
 const CHECKSUM_BYTES_MAX: u64 = 1 << 30;
 
 /// Debug files by the program they belong to.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct DebugFiles {
     found: HashMap<u64, Option<Arc<Module>>>,
+    opener: Opener,
 }
 
 impl DebugFiles {
+    pub(super) fn new(opener: Opener) -> DebugFiles {
+        DebugFiles { found: HashMap::new(), opener }
+    }
+
     /// The debug file of `module`, which process `tgid` sees at `path`.
-    pub(super) fn get(&mut self, module: &Module, tgid: u32, path: &Path) -> Option<Arc<Module>> {
+    pub(super) fn get(&mut self, module: &Arc<Module>, tgid: u32, path: &Path) -> Option<Arc<Module>> {
         let find = || {
             if module.section(".debug_info").is_some() {
                 return None;
             }
-            find(module, tgid, path).map(Arc::new)
+            let (module, path) = (Arc::clone(module), path.to_path_buf());
+            self.opener.run(move || find(&module, tgid, &path))?.map(Arc::new)
         };
         self.found.entry(module.serial).or_insert_with(find).clone()
     }
@@ -92,8 +99,8 @@ fn build_id_path(id: &[u8]) -> Option<PathBuf> {
 
 /// Section `.gnu_debuglink`: a name, its NUL, padding to four bytes, a checksum.
 fn debug_link(module: &Module) -> Option<(PathBuf, u32)> {
-    let section = module.section(".gnu_debuglink")?;
-    let bytes = module.bytes(section.offset, section.bytes.min(4096))?;
+    let (offset, bytes) = module.layout.debug_link?;
+    let bytes = module.bytes(offset, bytes.min(4096))?;
     let end = bytes.iter().position(|&byte| byte == 0)?;
     let name = &bytes[..end];
     if name.is_empty() || name.contains(&b'/') || name == b".." || name == b"." {

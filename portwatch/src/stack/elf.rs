@@ -13,10 +13,16 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::elf_copy::{self, Layout, Section};
 use super::elf_open;
-use super::process_maps::{Backing, FileId, Mapping};
+use super::mapping::{Backing, FileId, Mapping};
+use super::opener::Opener;
+
+/// For how long a file of known generation is taken to be unchanged. Comparing it for each of a thousand processes a
+/// second that run it would cost more than all the rest.
+const RECENT: Duration = Duration::from_millis(100);
 
 /// Why a module cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,8 +32,8 @@ pub enum Unreadable {
     /// The file at the path is not the one that is mapped.
     Replaced,
     NotRegular,
-    /// Reading could block on a process that the file's owner controls.
-    UserFileSystem,
+    /// Reading took so long that it was given up.
+    Stalled,
     TooLarge,
     /// Text says in which way.
     Malformed(&'static str),
@@ -43,9 +49,7 @@ impl fmt::Display for Unreadable {
             Unreadable::Gone => f.write_str("the process ended before its program file was read"),
             Unreadable::Replaced => f.write_str("the program file was replaced on disk"),
             Unreadable::NotRegular => f.write_str("the program file is not a regular file"),
-            Unreadable::UserFileSystem => {
-                f.write_str("the program file is on a FUSE file system, which could stall")
-            }
+            Unreadable::Stalled => f.write_str("reading the program file took too long"),
             Unreadable::TooLarge => f.write_str("the program file is too large"),
             Unreadable::Malformed(what) => write!(f, "the program file is malformed: {what}"),
             Unreadable::Failed(what, errno) => {
@@ -64,6 +68,7 @@ pub struct Module {
     pub build_id: Option<Vec<u8>>,
     pub(super) layout: Layout,
     memory: File,
+    memory_bytes: u64,
     copied_bytes: u64,
     stamp: Stamp,
 }
@@ -85,13 +90,20 @@ impl Module {
         if !metadata.file_type().is_file() {
             return Err(Unreadable::NotRegular);
         }
-        let layout = elf_copy::layout(file, metadata.len())?;
-        let (memory, copied_bytes) = elf_copy::copy(file, metadata.len(), &layout)?;
+        let found = elf_copy::layout(file, metadata.len())?;
+        let (memory, copied_bytes) = elf_copy::copy(file, metadata.len(), &found)?;
+        let memory_bytes = memory.metadata().map_err(|error| failed("inspect", &error))?.len();
+        let mut layout = elf_copy::layout(&memory, memory_bytes)?;
+        if layout.has_links() {
+            return Err(Unreadable::Malformed("it changed while it was read"));
+        }
+        layout.debug_link = found.debug_link;
         let mut module = Module {
             serial,
             build_id: None,
             layout,
             memory,
+            memory_bytes,
             copied_bytes,
             stamp: Stamp { size: metadata.len(), changed: (metadata.ctime(), metadata.ctime_nsec()) },
         };
@@ -126,7 +138,7 @@ impl Module {
 
     /// Bytes `[offset, offset + length)` of the copy.
     pub(super) fn bytes(&self, offset: u64, length: u64) -> Option<Vec<u8>> {
-        if offset.checked_add(length)? > self.stamp.size {
+        if offset.checked_add(length)? > self.memory_bytes {
             return None;
         }
         let mut bytes = vec![0; usize::try_from(length).ok()?];
@@ -161,6 +173,7 @@ pub struct Modules {
     serial: u64,
     /// Copies dropped since last asked, so that caches of what was made from them follow.
     dropped: Vec<Arc<Module>>,
+    opener: Opener,
     counters: Counters,
 }
 
@@ -168,13 +181,30 @@ pub struct Modules {
 struct Entry {
     module: Arc<Module>,
     used: u64,
-    /// Generation of an address space that this copy was last compared with.
-    checked: u64,
+    /// What this copy was last compared for, and when.
+    checked: Checked,
+    checked_at: Instant,
+}
+
+/// Generations of an address space and of the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Checked {
+    space: u64,
+    file: u64,
+}
+
+impl Entry {
+    /// Whether the file surely still is what was copied: it was compared for the same address space, or a moment ago for
+    /// a file of the same generation.
+    fn is_sure(&self, wanted: Checked) -> bool {
+        let is_recent = || self.checked_at.elapsed() < RECENT;
+        self.checked == wanted || (wanted.file != 0 && self.checked.file == wanted.file && is_recent())
+    }
 }
 
 impl Modules {
     /// Keeps at most `files_max` copies of together at most `bytes_max`.
-    pub fn new(files_max: usize, bytes_max: u64) -> Modules {
+    pub fn new(files_max: usize, bytes_max: u64, opener: Opener) -> Modules {
         Modules {
             by_file: HashMap::new(),
             vdso: None,
@@ -185,6 +215,7 @@ impl Modules {
             uses: 0,
             serial: 0,
             dropped: Vec::new(),
+            opener,
             counters: Counters::default(),
         }
     }
@@ -204,37 +235,38 @@ impl Modules {
     /// Why there is none; the caller shows it.
     pub fn get(&mut self, tgid: u32, generation: u64, mapping: &Mapping) -> Result<Arc<Module>, Unreadable> {
         self.uses += 1;
-        let (id, path) = match &mapping.backing {
-            Backing::File { id, path, .. } => (*id, path),
+        let (id, path, file) = match &mapping.backing {
+            Backing::File { id, path, file_generation, .. } => (*id, path, *file_generation),
             Backing::Vdso => return self.vdso(mapping),
             Backing::Anonymous(_) => return Err(Unreadable::Anonymous),
         };
         let uses = self.uses;
-        if let Some(entry) = self.by_file.get_mut(&id)
-            && entry.checked == generation
-        {
+        let wanted = Checked { space: generation, file };
+        if let Some(entry) = self.by_file.get_mut(&id).filter(|entry| entry.is_sure(wanted)) {
             entry.used = uses;
             return Ok(Arc::clone(&entry.module));
         }
-        let opened = elf_open::open(tgid, mapping, id, path);
-        if let Some(entry) = self.by_file.get_mut(&id) {
-            let is_same = match &opened {
-                Ok(file) => Stamp::of(file).is_none_or(|stamp| stamp == entry.module.stamp),
-                // Nobody can say any more; the number was this file's when it was last seen.
-                Err(_) => true,
-            };
-            if is_same {
-                entry.used = uses;
-                entry.checked = generation;
-                return Ok(Arc::clone(&entry.module));
-            }
-            self.remove(id);
-        }
+        let known = self.by_file.get(&id).map(|entry| entry.module.stamp);
         self.serial += 1;
-        match opened.and_then(|file| Module::copy(&file, self.serial)) {
+        let read = {
+            let (serial, mapping, path) = (self.serial, mapping.clone(), Arc::clone(path));
+            move || {
+                let file = elf_open::open(tgid, &mapping, id, &path)?;
+                let is_known = known.is_some() && Stamp::of(&file) == known;
+                if is_known { Ok(None) } else { Module::copy(&file, serial).map(Some) }
+            }
+        };
+        let read = self.opener.run(read).unwrap_or(Err(Unreadable::Stalled));
+        // Where nobody can say any more, the number still was this file's when it was last seen.
+        if let (Ok(None) | Err(_), Some(entry)) = (&read, self.by_file.get_mut(&id)) {
+            (entry.used, entry.checked, entry.checked_at) = (uses, wanted, Instant::now());
+            return Ok(Arc::clone(&entry.module));
+        }
+        self.remove(id);
+        match read.and_then(|module| module.ok_or(Unreadable::Gone)) {
             Ok(module) => {
                 self.counters.opened += 1;
-                Ok(self.insert(id, generation, module))
+                Ok(self.insert(id, wanted, module))
             }
             Err(unreadable) => {
                 self.counters.unreadable += 1;
@@ -259,10 +291,13 @@ impl Modules {
         }
     }
 
-    fn insert(&mut self, id: FileId, generation: u64, module: Module) -> Arc<Module> {
+    fn insert(&mut self, id: FileId, checked: Checked, module: Module) -> Arc<Module> {
         let module = Arc::new(module);
         self.bytes += module.copied_bytes;
-        self.by_file.insert(id, Entry { module: Arc::clone(&module), used: self.uses, checked: generation });
+        self.by_file.insert(
+            id,
+            Entry { module: Arc::clone(&module), used: self.uses, checked, checked_at: Instant::now() },
+        );
         while self.by_file.len() > self.files_max || (self.bytes > self.bytes_max && self.by_file.len() > 1) {
             let Some(oldest) = self
                 .by_file
@@ -298,3 +333,7 @@ impl Stamp {
 pub(super) fn shown(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
+
+#[cfg(test)]
+#[path = "elf_tests.rs"]
+mod tests;

@@ -1,7 +1,7 @@
 //! Which parts of an ELF file matter here, and a copy of them.
 //!
 //! Reads a file that somebody else may be writing to at the same time: every number is checked before it is used, and
-//! nothing that was read is read again. Malformed input is an error value.
+//! what counts in the end is what the copy says. Malformed input is an error value.
 
 use std::fs::File;
 use std::io;
@@ -17,6 +17,7 @@ use object::elf::{
 };
 use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
 
+use super::decompress::unpack;
 use super::elf::{Module, Unreadable, failed};
 
 /// Bytes copied of one file. Debug information is left out where it would go past this.
@@ -45,11 +46,18 @@ pub struct Layout {
     pub sections: Vec<Section>,
     /// Positions of section headers that parsers of the copy must not act upon.
     hidden_headers: Vec<u64>,
+    /// `.gnu_debuglink`, which the copy has only without its name: (file offset, bytes).
+    pub debug_link: Option<(u64, u64)>,
     /// Whole headers and tables: (file offset, bytes).
     tables: Vec<(u64, u64)>,
 }
 
 impl Layout {
+    /// Whether a parser of this very file could be made to open others.
+    pub(super) fn has_links(&self) -> bool {
+        !self.hidden_headers.is_empty()
+    }
+
     /// File offset of `address`, and how many bytes of its segment follow.
     pub(super) fn rest_of_segment(&self, address: u64) -> Option<(u64, u64)> {
         self.segments.iter().find_map(|segment| {
@@ -77,6 +85,8 @@ pub struct Section {
     pub offset: u64,
     pub bytes: u64,
     pub is_compressed: bool,
+    /// Where its header is in the file.
+    header_at: u64,
     is_wanted: bool,
 }
 
@@ -216,8 +226,9 @@ fn add_sections<H: FileHeader<Endian = Endianness>>(
     };
     for (index, section) in headers.iter().enumerate() {
         let name = name_at(&names, section.sh_name(endian));
+        let header_at = offset + index as u64 * entry_bytes;
         if is_link(&name) {
-            layout.hidden_headers.push(offset + index as u64 * entry_bytes);
+            layout.hidden_headers.push(header_at);
         }
         if section.sh_type(endian) == SHT_NOBITS || index == 0 {
             continue;
@@ -228,11 +239,15 @@ fn add_sections<H: FileHeader<Endian = Endianness>>(
             continue;
         }
         let flags: u64 = section.sh_flags(endian).into();
+        if name == ".gnu_debuglink" {
+            layout.debug_link = Some((at, bytes));
+        }
         layout.sections.push(Section {
             is_wanted: is_wanted(&name),
             address: section.sh_addr(endian).into(),
             offset: at,
             bytes,
+            header_at,
             is_compressed: flags & u64::from(SHF_COMPRESSED) != 0,
             name,
         });
@@ -279,6 +294,8 @@ pub(super) fn memory_file() -> io::Result<File> {
 }
 
 /// Copies what `layout` wants of `file` to the same place in a sealed memory file, and says how many bytes that took.
+///
+/// The file may have changed since `layout` was read: only what is read of the copy can be relied on.
 pub(super) fn copy(file: &File, file_bytes: u64, layout: &Layout) -> Result<(File, u64), Unreadable> {
     let total = |with_debug: bool| -> u64 {
         let sections = layout.sections.iter().filter(|s| s.is_wanted && (with_debug || !is_debug(&s.name)));
@@ -286,28 +303,54 @@ pub(super) fn copy(file: &File, file_bytes: u64, layout: &Layout) -> Result<(Fil
         layout.tables.iter().map(|table| table.1).fold(sections, u64::saturating_add)
     };
     let with_debug = total(true) <= COPY_BYTES_MAX;
-    let copied = total(with_debug);
+    let mut copied = total(with_debug);
     if copied > COPY_BYTES_MAX {
         return Err(Unreadable::TooLarge);
     }
-    let write = || -> io::Result<File> {
+    let mut write = || -> io::Result<File> {
         let memory = memory_file()?;
         memory.set_len(file_bytes)?;
-        let sections = layout.sections.iter().filter(|s| s.is_wanted && (with_debug || !is_debug(&s.name)));
-        let sections = sections.map(|section| (section.offset, section.bytes));
-        for (offset, bytes) in sections.chain(layout.tables.iter().copied()) {
+        let wanted = || layout.sections.iter().filter(|s| s.is_wanted && (with_debug || !is_debug(&s.name)));
+        let plain =
+            wanted().filter(|section| !section.is_compressed).map(|section| (section.offset, section.bytes));
+        for (offset, bytes) in plain.chain(layout.tables.iter().copied()) {
             copy_range(file, &memory, offset, bytes)?;
         }
         // A name of 0 is the empty one; the field is the first of a header in both classes.
-        for &offset in &layout.hidden_headers {
-            memory.write_all_at(&[0; 4], offset)?;
+        let hide = |header_at| memory.write_all_at(&[0; 4], header_at);
+        let mut end = file_bytes;
+        for section in wanted().filter(|section| section.is_compressed) {
+            let source = (section.offset, section.bytes);
+            let at = end.next_multiple_of(16);
+            let is_known = layout.is_64 && layout.is_little_endian;
+            let unpacked = is_known.then(|| unpack(file, source, &memory, at, COPY_BYTES_MAX - copied));
+            match unpacked {
+                Some(Ok(bytes)) => {
+                    point_to(&memory, section.header_at, at, bytes)?;
+                    copied += bytes;
+                    end = at + bytes;
+                }
+                _ => hide(section.header_at)?,
+            }
         }
+        layout.hidden_headers.iter().try_for_each(|&header_at| hide(header_at))?;
         let seals =
             SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SEAL;
         fcntl(&memory, FcntlArg::F_ADD_SEALS(seals))?;
         Ok(memory)
     };
-    write().map(|memory| (memory, copied)).map_err(|error| failed("copy", &error))
+    let memory = write().map_err(|error| failed("copy", &error))?;
+    Ok((memory, copied))
+}
+
+/// Makes the 64-bit section header at `header_at` that of an uncompressed section elsewhere.
+fn point_to(memory: &File, header_at: u64, offset: u64, bytes: u64) -> io::Result<()> {
+    let mut flags = [0; 8];
+    memory.read_exact_at(&mut flags, header_at + 8)?;
+    let flags = u64::from_le_bytes(flags) & !u64::from(SHF_COMPRESSED);
+    memory.write_all_at(&flags.to_le_bytes(), header_at + 8)?;
+    memory.write_all_at(&offset.to_le_bytes(), header_at + 24)?;
+    memory.write_all_at(&bytes.to_le_bytes(), header_at + 32)
 }
 
 fn copy_range(from: &File, to: &File, offset: u64, bytes: u64) -> io::Result<()> {

@@ -13,7 +13,7 @@ use nix::sys::statfs::{BTRFS_SUPER_MAGIC, FsType, OVERLAYFS_SUPER_MAGIC, fstatfs
 
 use super::elf::{Unreadable, failed};
 use super::elf_copy;
-use super::process_maps::{self, Backing, FileId, Mapping};
+use super::mapping::{self, Backing, FileId, Mapping};
 
 /// Pages of a vdso that are read at most. It has two to four.
 const VDSO_BYTES_MAX: u64 = 64 << 10;
@@ -107,7 +107,7 @@ fn has_other_device_numbers(found: &OwnedFd) -> bool {
 /// Portwatch's own vdso as a file, and how much memory it is mapped in.
 pub(super) fn own_vdso() -> Result<(File, u64), Unreadable> {
     let read = || -> io::Result<Option<(File, u64)>> {
-        let maps = process_maps::parse(&fs::read("/proc/self/maps")?);
+        let maps = mapping::parse(&fs::read("/proc/self/maps")?);
         let Some(mapping) = maps.iter().find(|mapping| mapping.backing == Backing::Vdso) else {
             return Ok(None);
         };

@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use object::read::elf::ElfFile64;
 use object::{Object as _, ObjectSection as _};
 
-use super::process_maps::Backing;
+use super::mapping::Backing;
 use super::unwind::Outcome;
 use super::*;
 use crate::event::StackId;
@@ -110,7 +110,7 @@ fn walk(stacks: &mut Stacks, tgid: u32, taken: &Taken) -> Unwound {
 /// The same walk by framehop.
 fn oracle(tgid: u32, taken: &Taken) -> Vec<u64> {
     let mut unwinder: UnwinderX86_64<Vec<u8>> = UnwinderX86_64::new();
-    for mapping in process_maps::parse(&fs::read(format!("/proc/{tgid}/maps")).unwrap()) {
+    for mapping in mapping::parse(&fs::read(format!("/proc/{tgid}/maps")).unwrap()) {
         let Backing::File { path, .. } = &mapping.backing else { continue };
         let link = format!("/proc/{tgid}/map_files/{:x}-{:x}", mapping.start, mapping.end);
         let bytes = fs::read(link).or_else(|_| fs::read(path)).unwrap();
@@ -232,8 +232,8 @@ const PATHS: &[(&str, &[&str])] = &[
 
 /// Functions of the program itself on the stack, and the whole answer.
 fn functions(stacks: &mut Stacks, tgid: u32, addresses: &[u64]) -> (Vec<String>, Resolved) {
-    let raw = RawStack { id: StackId(1), tgid, addresses: addresses.to_vec() };
-    let resolved = stacks.resolve(&raw, 0);
+    let raw = RawStack { id: StackId(1), tgid, start_boot_ns: 0, addresses: addresses.to_vec() };
+    let resolved = stacks.resolve_at(&raw, 0, u64::MAX);
     let own = |frame: &&Frame| frame.module.as_ref().is_some_and(|module| module.contains("/paths-"));
     let names = resolved.stack.frames.iter().filter(own).filter_map(|frame| frame.function.clone());
     // Where a program is linked statically the C library is in it too.
@@ -409,7 +409,11 @@ fn walk_of_stock_programs_equals_framehops_and_gdbs() {
             Some(addresses) => assert_eq!(unwound.addresses, addresses, "{context}"),
             None => skip("no gdb"),
         }
-        compared.push((name, unwound.addresses.len()));
+        let count = unwound.addresses.len();
+        let raw = RawStack { id: StackId(1), tgid, start_boot_ns: 0, addresses: unwound.addresses };
+        let resolved = stacks.resolve_at(&raw, 0, u64::MAX);
+        assert_eq!(resolved.completeness, Completeness::Complete, "{context}");
+        compared.push((name, count, resolved.call_site));
     }
     eprintln!("compared: {compared:?}");
     assert!(compared.len() >= 3, "{compared:?}");
@@ -464,8 +468,8 @@ fn a_rust_program_is_walked_with_the_bias_of_its_code_segment() {
     let unwound = walk(&mut stacks, tgid, &taken);
     assert_eq!(unwound.outcome, Outcome::Complete, "{unwound:x?}");
     assert_eq!(unwound.addresses, oracle(tgid, &taken));
-    let raw = RawStack { id: StackId(1), tgid, addresses: unwound.addresses };
-    let resolved = stacks.resolve(&raw, 0);
+    let raw = RawStack { id: StackId(1), tgid, start_boot_ns: 0, addresses: unwound.addresses };
+    let resolved = stacks.resolve_at(&raw, 0, u64::MAX);
     let names: Vec<&str> =
         resolved.stack.frames.iter().filter_map(|frame| frame.function.as_deref()).collect();
     assert!(names.iter().any(|name| name.contains("blocks_when_told_to")), "{names:?}");
@@ -481,4 +485,48 @@ fn blocks_when_told_to() {
         std::io::Write::flush(&mut std::io::stdout()).unwrap();
         let _ = std::io::stdin().read(&mut [0]);
     }
+}
+
+#[test]
+fn stacks_of_processes_that_ended_are_named_as_those_of_live_ones() {
+    let Some(program) = paths_program(&[]) else { return skip("no C compiler") };
+    let mut stacks = Stacks::new(Options { sideband: true, ..Options::default() });
+    if let Some(note) = stacks.note() {
+        return skip(note);
+    }
+    // Taken while they live, asked for when they are gone: only records told of their mappings.
+    let mut taken = Vec::new();
+    for _ in 0..20 {
+        let (running, tid) = on_path(&program, "plain");
+        let tgid = running.child.id();
+        taken.push((tgid, start_time::of_process(tgid).unwrap(), take(tgid, tid)));
+    }
+    stacks.drain_sideband();
+    for (tgid, start_boot_ns, taken) in &taken {
+        let unwound = stacks.unwind_snapshot(&Snapshot {
+            tgid: *tgid,
+            start_boot_ns: *start_boot_ns,
+            mono_ns: u64::MAX,
+            registers: taken.registers,
+            stack: StackBytes { start: taken.registers.sp, bytes: &taken.bytes, valid: taken.valid },
+            prefix: &[],
+        });
+        assert_eq!(unwound.outcome, Outcome::Complete, "{unwound:x?}");
+        let raw = RawStack {
+            id: StackId(1),
+            tgid: *tgid,
+            start_boot_ns: *start_boot_ns,
+            addresses: unwound.addresses,
+        };
+        let resolved = stacks.resolve_at(&raw, *start_boot_ns, u64::MAX);
+        let names: Vec<&str> = resolved.stack.frames.iter().filter_map(|f| f.function.as_deref()).collect();
+        for expected in ["block_here", "plain_inner", "plain_middle", "plain", "main"] {
+            assert!(names.contains(&expected), "{names:?}");
+        }
+        assert_eq!(resolved.completeness, Completeness::Complete);
+        assert!(resolved.call_site.is_some_and(|site| site.starts_with("block_here+0x")));
+    }
+    assert_eq!(stacks.counters().maps.missing, 0);
+    // One program, one C library, one loader at most.
+    assert!(stacks.counters().modules.opened <= 3, "{:?}", stacks.counters());
 }

@@ -1,16 +1,20 @@
 //! Raw user stacks → frames with names, and the line of the application that asked for a port.
 //!
-//! [`Stacks`] is the door. Inside, in the order data flows: what code is mapped where ([`process_maps`]), the program
-//! files behind it ([`elf`]), names of what is in them ([`symbolize`], [`perf_map`]), and which of the frames is the
-//! application's ([`call_site`], [`libraries`]). How addresses are taken from a stack is the kernel side's business.
+//! [`Stacks`] is the door. Inside, in the order data flows: what code is mapped where ([`process_maps`], kept up to date by
+//! [`sideband`]), the program files behind it ([`elf`]), how their frames are walked ([`rows`], [`unwind`]), names of what is
+//! in them ([`symbolize`], `perf_map`), and which of the frames is the application's ([`call_site`], [`libraries`]). How
+//! addresses are taken from a live stack is the kernel side's business; so is which event a stack belongs to.
 
 pub mod call_site;
 mod debug_file;
+mod decompress;
 pub mod elf;
 mod elf_copy;
 mod elf_open;
 pub mod libraries;
 pub mod machine;
+pub mod mapping;
+pub mod opener;
 mod perf_map;
 pub mod process_maps;
 pub mod rows;
@@ -27,8 +31,10 @@ use crate::output::{Frame, FrameKind, Stack};
 
 use call_site::{Libraries, PlacedFrame};
 use elf::{Modules, Unreadable};
+use mapping::{Backing, Mapping};
+use opener::Opener;
 use perf_map::PerfMaps;
-use process_maps::{Backing, Mapping, ProcessMaps, Space};
+use process_maps::{ProcessMaps, Space};
 use rows::{Row, Rows};
 use sideband::Sideband;
 use symbolize::{Symbol, SymbolTable};
@@ -85,6 +91,17 @@ pub struct Resolved {
     pub completeness: Completeness,
 }
 
+/// What was refused or given up, for the summary.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    pub maps: process_maps::Counters,
+    pub records: sideband::Counters,
+    pub modules: elf::Counters,
+    pub symbols: symbolize::Counters,
+    /// Unwind tables, or entries of them, that could not be read.
+    pub tables_malformed: u64,
+}
+
 /// Reads stacks. Not `Send`: make it in the thread that uses it.
 pub struct Stacks {
     maps: ProcessMaps,
@@ -99,7 +116,8 @@ pub struct Stacks {
 
 impl Stacks {
     pub fn new(options: Options) -> Stacks {
-        let mut maps = ProcessMaps::new(PROCESSES_MAX);
+        let opener = Opener::default();
+        let mut maps = ProcessMaps::new(PROCESSES_MAX, opener.clone());
         let opened = options.sideband.then(Sideband::open);
         let (sideband, note) = match opened {
             None => (None, None),
@@ -114,10 +132,10 @@ impl Stacks {
             maps,
             sideband,
             note,
-            modules: Modules::new(MODULES_MAX, MODULE_BYTES_MAX),
+            modules: Modules::new(MODULES_MAX, MODULE_BYTES_MAX, opener.clone()),
             rows: Rows::default(),
-            symbols: SymbolTable::new(SYMBOLS_MAX),
-            perf_maps: PerfMaps::default(),
+            symbols: SymbolTable::new(SYMBOLS_MAX, opener.clone()),
+            perf_maps: PerfMaps::new(opener),
             libraries: Libraries::new(options.library_patterns),
         }
     }
@@ -127,17 +145,26 @@ impl Stacks {
         self.note.as_deref()
     }
 
-    /// Takes in what the kernel told of mappings until now. To be called with the events of a batch in hand and before
-    /// any of them is resolved, so that whatever was mapped when they happened is known.
-    pub fn drain_sideband(&mut self) {
-        if let Some(sideband) = &mut self.sideband {
-            sideband.drain(&mut self.maps);
+    /// What was refused or given up so far.
+    pub fn counters(&self) -> Counters {
+        Counters {
+            maps: self.maps.counters(),
+            records: self.sideband.as_ref().map(Sideband::counters).unwrap_or_default(),
+            modules: self.modules.counters(),
+            symbols: self.symbols.counters(),
+            tables_malformed: self.rows.malformed(),
         }
     }
 
-    /// Names the frames of a stack, as [`Stacks::resolve_at`] for a process that runs the program it runs now.
-    pub fn resolve(&mut self, raw: &RawStack, start_boot_ns: u64) -> Resolved {
-        self.resolve_at(raw, start_boot_ns, u64::MAX)
+    /// Takes in what the kernel told of mappings until now. To be called with the events of a batch in hand and before
+    /// any of them is resolved, so that whatever was mapped when they happened is known.
+    ///
+    /// Gives back the processes whose rows are no longer those that were taught: other code stands in their place.
+    pub fn drain_sideband(&mut self) -> Vec<u32> {
+        if let Some(sideband) = &mut self.sideband {
+            sideband.drain(&mut self.maps);
+        }
+        self.maps.take_replaced()
     }
 
     /// Names the frames of a stack that was taken at `mono_ns`. `start_boot_ns` is the start of its process,
@@ -350,6 +377,10 @@ mod tests {
     use super::*;
     use crate::event::StackId;
 
+    fn raw(tgid: u32, addresses: Vec<u64>) -> RawStack {
+        RawStack { id: StackId(7), tgid, start_boot_ns: 0, addresses }
+    }
+
     #[inline(never)]
     fn somewhere_to_point_at() -> u64 {
         std::hint::black_box(1)
@@ -359,9 +390,9 @@ mod tests {
     fn own_function_is_named_with_its_line() {
         let mut stacks = Stacks::new(Options::default());
         let address = somewhere_to_point_at as fn() -> u64 as usize as u64 + 1;
-        let raw = RawStack { id: StackId(7), tgid: std::process::id(), addresses: vec![address] };
+        let raw = raw(std::process::id(), vec![address]);
         for start in [0, start_time::of_process(std::process::id()).unwrap()] {
-            let resolved = stacks.resolve(&raw, start);
+            let resolved = stacks.resolve_at(&raw, start, u64::MAX);
             let frame = resolved.stack.frames.last().unwrap();
             assert!(
                 frame.function.as_ref().is_some_and(|f| f.contains("somewhere_to_point_at")),
@@ -379,14 +410,14 @@ mod tests {
     #[test]
     fn function_of_the_c_library_is_named_and_is_no_call_site() {
         let mut stacks = Stacks::new(Options::default());
-        let maps = process_maps::parse(&std::fs::read("/proc/self/maps").unwrap());
+        let maps = mapping::parse(&std::fs::read("/proc/self/maps").unwrap());
         let is_libc = |mapping: &&Mapping| match &mapping.backing {
             Backing::File { path, .. } => path.to_string_lossy().contains("libc.so"),
             _ => false,
         };
         let libc = maps.iter().find(is_libc).expect("a test binary is linked with the C library");
-        let raw = RawStack { id: StackId(7), tgid: std::process::id(), addresses: vec![libc.start + 0x2000] };
-        let resolved = stacks.resolve(&raw, 0);
+        let raw = raw(std::process::id(), vec![libc.start + 0x2000]);
+        let resolved = stacks.resolve_at(&raw, 0, u64::MAX);
         assert!(resolved.stack.frames[0].module.as_ref().is_some_and(|module| module.contains("libc.so")));
         assert_eq!(resolved.call_site, None);
     }
@@ -394,11 +425,11 @@ mod tests {
     #[test]
     fn vdso_is_named() {
         let mut stacks = Stacks::new(Options::default());
-        let maps = process_maps::parse(&std::fs::read("/proc/self/maps").unwrap());
+        let maps = mapping::parse(&std::fs::read("/proc/self/maps").unwrap());
         let vdso = maps.iter().find(|mapping| mapping.backing == Backing::Vdso).unwrap();
         let addresses = (vdso.start + 1..vdso.end).step_by(16).collect();
-        let raw = RawStack { id: StackId(7), tgid: std::process::id(), addresses };
-        let resolved = stacks.resolve(&raw, 0);
+        let raw = raw(std::process::id(), addresses);
+        let resolved = stacks.resolve_at(&raw, 0, u64::MAX);
         let names: Vec<_> =
             resolved.stack.frames.iter().filter_map(|frame| frame.function.as_deref()).collect();
         assert!(names.iter().any(|name| name.contains("clock_gettime")), "{names:?}");
@@ -410,7 +441,7 @@ mod tests {
         let tgid = child.id();
         child.wait().unwrap();
         let mut stacks = Stacks::new(Options::default());
-        let resolved = stacks.resolve(&RawStack { id: StackId(7), tgid, addresses: vec![0, 0x1000] }, 0);
+        let resolved = stacks.resolve_at(&raw(tgid, vec![0, 0x1000]), 0, u64::MAX);
         assert_eq!(resolved.stack.frames.len(), 2);
         assert!(resolved.stack.frames.iter().all(|frame| frame.reason.is_some() && frame.function.is_none()));
         assert_eq!(resolved.call_site, None);
@@ -419,7 +450,7 @@ mod tests {
     #[test]
     fn empty_stack_is_none() {
         let mut stacks = Stacks::new(Options::default());
-        let raw = RawStack { id: StackId(7), tgid: std::process::id(), addresses: Vec::new() };
-        assert_eq!(stacks.resolve(&raw, 0).completeness, Completeness::None);
+        let raw = raw(std::process::id(), Vec::new());
+        assert_eq!(stacks.resolve_at(&raw, 0, u64::MAX).completeness, Completeness::None);
     }
 }

@@ -9,6 +9,7 @@ use std::io::Read;
 use std::path::Path;
 
 use super::elf_open;
+use super::opener::Opener;
 
 /// Bytes of one file that are read. Node writes about 10 MB in a long run.
 const FILE_BYTES_MAX: u64 = 64 << 20;
@@ -16,10 +17,11 @@ const FILE_BYTES_MAX: u64 = 64 << 20;
 /// Processes whose file is kept.
 const FILES_MAX: usize = 32;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct PerfMaps {
     files: HashMap<u32, Known>,
     uses: u64,
+    opener: Opener,
 }
 
 #[derive(Debug)]
@@ -42,6 +44,10 @@ struct Function {
 pub(super) type Found = (String, u64);
 
 impl PerfMaps {
+    pub(super) fn new(opener: Opener) -> PerfMaps {
+        PerfMaps { files: HashMap::new(), uses: 0, opener }
+    }
+
     pub(super) fn find(&mut self, tgid: u32, start_boot_ns: u64, address: u64) -> Option<Found> {
         self.uses += 1;
         let uses = self.uses;
@@ -52,11 +58,13 @@ impl PerfMaps {
                 return Some(found);
             }
         }
-        let (mut file, length) = open(tgid)?;
-        if self.files.get(&tgid).is_some_and(|k| k.start_boot_ns == start_boot_ns && k.length == length) {
-            return None;
-        }
-        let functions = read(&mut file);
+        let known = self.files.get(&tgid).filter(|known| known.start_boot_ns == start_boot_ns);
+        let known = known.map(|known| known.length);
+        let read = move || {
+            let (mut file, length) = open(tgid)?;
+            (known != Some(length)).then(|| (read(&mut file), length))
+        };
+        let (functions, length) = self.opener.run(read)??;
         let found = find(&functions, address);
         if self.files.len() >= FILES_MAX
             && !self.files.contains_key(&tgid)

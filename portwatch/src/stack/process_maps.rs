@@ -5,21 +5,17 @@
 //! mappings are kept. A process is named by its number and its start, so that a reused number is another process.
 
 use std::collections::{HashMap, VecDeque};
-use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::sync::Arc;
 
+use super::mapping::{Mapping, is_extension, overlay, parse, tidy};
+use super::opener::Opener;
 use super::start_time;
 
 /// Bytes of one `/proc/PID/maps` that are read. A line is about 100 bytes, and `vm.max_map_count` is 65530 by default.
 const MAPS_BYTES_MAX: u64 = 16 << 20;
-
-/// Executable mappings kept per process. Past this the newest are dropped and counted.
-const MAPPINGS_MAX: usize = 16_384;
 
 /// How far apart two statements about the start of one process may lie: `/proc` counts in steps of 10 ms, and a
 /// fork record is made a little after the start time was taken.
@@ -27,59 +23,6 @@ const START_SLACK_NS: u64 = 1_000_000_000;
 
 /// How long the mappings of a process that exited stay, for events that are still in a queue.
 const KEEP_AFTER_EXIT_NS: u64 = 10_000_000_000;
-
-/// A file as `/proc/PID/maps` and `PERF_RECORD_MMAP2` name it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct FileId {
-    pub major: u32,
-    pub minor: u32,
-    pub inode: u64,
-}
-
-/// What an executable mapping holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Backing {
-    /// `path` as written by the kernel, without the mark of a deleted file.
-    File {
-        id: FileId,
-        path: Arc<Path>,
-        is_deleted: bool,
-    },
-    Vdso,
-    /// Memory without a file, where just-in-time compilers put their code. The text is the kernel's name for it.
-    Anonymous(Arc<str>),
-}
-
-/// An executable mapping.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mapping {
-    pub start: u64,
-    pub end: u64,
-    /// Of `start` in the file, bytes.
-    pub offset: u64,
-    pub backing: Backing,
-}
-
-impl Mapping {
-    /// From the fields of a line or a record. `name` is the path or pseudo-path.
-    pub(super) fn new(start: u64, end: u64, offset: u64, id: FileId, name: &[u8]) -> Option<Mapping> {
-        if start >= end {
-            return None;
-        }
-        let backing = match name {
-            b"[vdso]" => Backing::Vdso,
-            [b'/', rest @ ..] if id.inode != 0 && !rest.starts_with(b"/") => {
-                let (path, is_deleted) = match name.strip_suffix(b" (deleted)") {
-                    Some(path) => (path, true),
-                    None => (name, false),
-                };
-                Backing::File { id, path: Arc::from(Path::new(OsStr::from_bytes(path))), is_deleted }
-            }
-            _ => Backing::Anonymous(String::from_utf8_lossy(name).into()),
-        };
-        Some(Mapping { start, end, offset, backing })
-    }
-}
 
 /// One generation of a process's address space: it lasts until exec, and changes its number when a mapping is
 /// replaced by another file's.
@@ -134,6 +77,7 @@ pub enum Missing {
     /// Its number is another process's now.
     Reused,
     NotPermitted,
+    Stalled,
 }
 
 impl fmt::Display for Missing {
@@ -142,6 +86,7 @@ impl fmt::Display for Missing {
             Missing::Gone => "the process ended before its mappings were read",
             Missing::Reused => "the process ended and its number was used again",
             Missing::NotPermitted => "the mappings of the process may not be read",
+            Missing::Stalled => "reading the mappings of the process took too long",
         })
     }
 }
@@ -153,7 +98,7 @@ pub struct Counters {
     pub evicted: u64,
     /// Mappings not kept because a process has too many.
     pub mappings_dropped: u64,
-    /// Processes whose mappings could not be had.
+    /// Times that the mappings of a process could not be had.
     pub missing: u64,
 }
 
@@ -170,12 +115,15 @@ pub struct ProcessMaps {
     exits: VecDeque<(u64, u32)>,
     /// Records keep what is known up to date. Without, `/proc` is read anew for every stack.
     is_followed: bool,
+    /// Processes in which other code came to stand where code was.
+    replaced: Vec<u32>,
+    opener: Opener,
     counters: Counters,
 }
 
 impl ProcessMaps {
     /// Keeps at most `capacity` address spaces.
-    pub fn new(capacity: usize) -> ProcessMaps {
+    pub fn new(capacity: usize, opener: Opener) -> ProcessMaps {
         ProcessMaps {
             spaces: HashMap::new(),
             capacity: capacity.max(1),
@@ -184,6 +132,8 @@ impl ProcessMaps {
             uses: 0,
             exits: VecDeque::new(),
             is_followed: false,
+            replaced: Vec::new(),
+            opener,
             counters: Counters::default(),
         }
     }
@@ -203,6 +153,12 @@ impl ProcessMaps {
     /// # Errors
     /// When the process is gone and no record told of it.
     pub fn find(&mut self, tgid: u32, start_boot_ns: u64, mono_ns: u64) -> Result<Space, Missing> {
+        let found = self.look_up(tgid, start_boot_ns, mono_ns);
+        self.counters.missing += u64::from(found.is_err());
+        found
+    }
+
+    fn look_up(&mut self, tgid: u32, start_boot_ns: u64, mono_ns: u64) -> Result<Space, Missing> {
         self.uses += 1;
         let uses = self.uses;
         let is_followed = self.is_followed;
@@ -213,7 +169,8 @@ impl ProcessMaps {
                 return Ok(space.clone());
             }
         }
-        match read_maps(tgid, start_boot_ns) {
+        let read = self.opener.run(move || read_maps(tgid, start_boot_ns));
+        match read.unwrap_or(Err(Missing::Stalled)) {
             Ok((mappings, start)) => {
                 let (mappings, dropped) = tidy(mappings);
                 self.counters.mappings_dropped += dropped;
@@ -232,14 +189,11 @@ impl ProcessMaps {
                 self.insert(tgid, space.clone());
                 Ok(space)
             }
-            Err(missing) => match self.slot(tgid, known).filter(|space| !space.mappings.is_empty()) {
+            Err(missing) => {
                 // What the records told of it is better than nothing.
-                Some(space) => Ok(space.clone()),
-                None => {
-                    self.counters.missing += 1;
-                    Err(missing)
-                }
-            },
+                let known = self.slot(tgid, known).filter(|space| !space.mappings.is_empty());
+                known.map(|space| space.clone()).ok_or(missing)
+            }
         }
     }
 
@@ -260,7 +214,7 @@ impl ProcessMaps {
         // A parent from before the start is read now: the child may not live long enough to be read itself.
         let from = match self.current(parent) {
             Some(space) if space.is_complete => Some(space.clone()),
-            _ => self.find(parent, 0, mono_ns).ok(),
+            _ => self.look_up(parent, 0, mono_ns).ok(),
         };
         let new = Space::new(0, Some(start_boot_ns), mono_ns, self.uses);
         let space = match from {
@@ -298,8 +252,14 @@ impl ProcessMaps {
         if is_replaced {
             space.generation = generation;
             self.generation = generation;
+            self.replaced.push(tgid);
         }
         self.counters.mappings_dropped += u64::from(is_dropped);
+    }
+
+    /// Processes in which, since the last time this was asked, other code came to stand where code was.
+    pub fn take_replaced(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.replaced)
     }
 
     /// A process ended. What is known of it stays for a while.
@@ -394,60 +354,6 @@ impl ProcessMaps {
     }
 }
 
-/// Lays a mapping over those there are. Returns whether it took the place of other code, and whether there was no room.
-fn overlay(mappings: &mut Vec<Mapping>, new: Mapping) -> (bool, bool) {
-    let mut is_replaced = false;
-    let mut kept = Vec::new();
-    mappings.retain_mut(|old| {
-        if old.end <= new.start || new.end <= old.start {
-            return true;
-        }
-        is_replaced |= !is_same_code(old, &new);
-        // What sticks out on either side is still the former.
-        if old.end > new.end {
-            let cut = new.end - old.start;
-            kept.push(Mapping { start: new.end, offset: old.offset.wrapping_add(cut), ..old.clone() });
-        }
-        old.end = new.start.min(old.end);
-        old.start < old.end
-    });
-    mappings.append(&mut kept);
-    let is_full = mappings.len() >= MAPPINGS_MAX;
-    if !is_full {
-        mappings.push(new);
-    }
-    mappings.sort_unstable_by_key(|mapping| mapping.start);
-    (is_replaced, is_full)
-}
-
-/// Whether an address in both means the same code.
-fn is_same_code(a: &Mapping, b: &Mapping) -> bool {
-    let same_backing = match (&a.backing, &b.backing) {
-        (Backing::File { id: a, .. }, Backing::File { id: b, .. }) => a == b,
-        // Anonymous code may be anything at any time; there is nothing to tell it by.
-        (Backing::Anonymous(_), Backing::Anonymous(_)) | (Backing::Vdso, Backing::Vdso) => true,
-        _ => false,
-    };
-    same_backing && a.start.wrapping_sub(a.offset) == b.start.wrapping_sub(b.offset)
-}
-
-/// Whether everything in `old` is still there in `new`.
-fn is_extension(old: &[Mapping], new: &[Mapping]) -> bool {
-    old.iter().all(|old| {
-        let at = new.partition_point(|new| new.end <= old.start);
-        new[at..].first().is_none_or(|new| new.start >= old.end || is_same_code(old, new))
-    })
-}
-
-/// Sorts what `/proc` said; it is sorted, but nothing here relies on that.
-fn tidy(mut mappings: Vec<Mapping>) -> (Vec<Mapping>, u64) {
-    let dropped = mappings.len().saturating_sub(MAPPINGS_MAX);
-    mappings.truncate(MAPPINGS_MAX);
-    mappings.sort_unstable_by_key(|mapping| mapping.start);
-    mappings.dedup_by(|later, earlier| later.start < earlier.end);
-    (mappings, dropped as u64)
-}
-
 /// Mappings and start of a live process. A `start_boot_ns` other than 0 must be its start.
 fn read_maps(tgid: u32, start_boot_ns: u64) -> Result<(Vec<Mapping>, u64), Missing> {
     let mut mappings = read_maps_at(&format!("/proc/{tgid}/maps"))?;
@@ -475,49 +381,6 @@ fn read_maps_at(path: &str) -> Result<Vec<Mapping>, Missing> {
     Ok(parse(&text))
 }
 
-/// Executable mappings of a `/proc/PID/maps`. Lines of another shape are skipped.
-pub fn parse(text: &[u8]) -> Vec<Mapping> {
-    text.split(|&byte| byte == b'\n').filter_map(parse_line).collect()
-}
-
-/// `start-end rwxp offset major:minor inode   path`, numbers in base 16 except the inode.
-fn parse_line(line: &[u8]) -> Option<Mapping> {
-    let mut rest = line;
-    let mut field = || {
-        let end = rest.iter().position(|&byte| byte == b' ').unwrap_or(rest.len());
-        let (field, after) = rest.split_at(end);
-        rest = after.strip_prefix(b" ").unwrap_or(after);
-        str::from_utf8(field).ok()
-    };
-    let (start, end) = field()?.split_once('-')?;
-    let protection = field()?;
-    let offset = field()?;
-    let (major, minor) = field()?.split_once(':')?;
-    let inode = field()?;
-    if protection.as_bytes().get(2) != Some(&b'x') {
-        return None;
-    }
-    let hex = |digits| u64::from_str_radix(digits, 16).ok();
-    let hex32 = |digits| u32::from_str_radix(digits, 16).ok();
-    let id = FileId { major: hex32(major)?, minor: hex32(minor)?, inode: inode.parse().ok()? };
-    Mapping::new(hex(start)?, hex(end)?, hex(offset)?, id, &unescape(rest.trim_ascii_start()))
-}
-
-/// The kernel writes a newline in a path as `\012`, and nothing else in its place.
-fn unescape(path: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(path.len());
-    let mut rest = path;
-    while let Some((&first, after)) = rest.split_first() {
-        match rest.strip_prefix(b"\\012") {
-            Some(after) => {
-                bytes.push(b'\n');
-                rest = after;
-            }
-            None => {
-                bytes.push(first);
-                rest = after;
-            }
-        }
-    }
-    bytes
-}
+#[cfg(test)]
+#[path = "process_maps_tests.rs"]
+mod tests;

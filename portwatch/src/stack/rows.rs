@@ -5,6 +5,7 @@
 //! pointer, as Go and the code of just-in-time compilers does. Tables are strangers': whatever is wrong with one is an
 //! error value, and the row for it says that the walk ends.
 
+use portwatch_common::wire::row_kind;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
@@ -43,18 +44,28 @@ pub struct Row {
 
 impl Row {
     /// CFA = stack pointer + `cfa_off`.
-    pub const SP: u8 = 0;
+    pub const SP: u8 = row_kind::SP;
     /// CFA = frame pointer + `cfa_off`. A frame pointer of 0 marks the outermost frame.
-    pub const BP: u8 = 1;
+    pub const BP: u8 = row_kind::BP;
     /// There is no caller.
-    pub const END: u8 = 2;
+    pub const END: u8 = row_kind::END;
     /// A signal handler returns here: the registers of the interrupted code are on the stack, see [`machine`].
-    pub const SIGNAL: u8 = 3;
+    pub const SIGNAL: u8 = row_kind::SIGNAL;
     /// The table says something that a row cannot.
-    pub const UNSUPPORTED: u8 = 4;
+    pub const UNSUPPORTED: u8 = row_kind::UNSUPPORTED;
     /// CFA = word at frame pointer + `cfa_off`; if `bp_saved`, the caller's frame pointer is the word at frame pointer +
     /// `bp_off`. GCC writes this where it aligns the stack of a function with arguments on it.
-    pub const BP_WORD: u8 = 5;
+    pub const BP_WORD: u8 = row_kind::BP_WORD;
+
+    /// As the kernel side reads it.
+    pub fn wire(self) -> portwatch_common::wire::Row {
+        portwatch_common::wire::Row {
+            cfa_off: self.cfa_off,
+            bp_off: self.bp_off,
+            kind: self.kind,
+            bp_saved: self.bp_saved,
+        }
+    }
 
     pub const fn end() -> Row {
         Row { cfa_off: 0, bp_off: 0, kind: Row::END, bp_saved: 0 }

@@ -9,10 +9,10 @@ fn module_of(path: &Path) -> Arc<Module> {
 }
 
 fn own_libc() -> std::path::PathBuf {
-    let maps = super::super::process_maps::parse(&std::fs::read("/proc/self/maps").unwrap());
+    let maps = super::super::mapping::parse(&std::fs::read("/proc/self/maps").unwrap());
     maps.into_iter()
         .find_map(|mapping| match mapping.backing {
-            super::super::process_maps::Backing::File { path, .. }
+            super::super::mapping::Backing::File { path, .. }
                 if path.to_string_lossy().contains("libc.so") =>
             {
                 Some(path.to_path_buf())

@@ -12,7 +12,8 @@ use nix::time::{ClockId, clock_gettime};
 use perf_event::events::Software;
 use perf_event::{Builder, Clock, SampleFlag, Sampler};
 
-use super::process_maps::{FileId, Mapping, ProcessMaps};
+use super::mapping::{FileId, Mapping};
+use super::process_maps::ProcessMaps;
 
 /// Buffer per CPU. The start of a program takes about 1.5 KiB of records, so this is some 170 of them on one CPU
 /// between two drains; hosts with very many CPUs get less each, as each has less to tell.
@@ -210,7 +211,8 @@ fn parse(kind: u32, misc: u16, record: &[u8]) -> Option<(u64, Option<Record>)> {
             let id = FileId { major: u32_at(32)?, minor: u32_at(36)?, inode: u64_at(40)? };
             let name = body.get(64..)?;
             let name = &name[..name.iter().position(|&byte| byte == 0)?];
-            let mapping = Mapping::new(start, start.checked_add(length)?, u64_at(24)?, id, name);
+            let file = (id, u64_at(48)?);
+            let mapping = Mapping::new(start, start.checked_add(length)?, u64_at(24)?, file, name);
             mapping.map(|mapping| Record::Mapped { tgid, mapping })
         }
         PERF_RECORD_COMM => {

@@ -1,6 +1,7 @@
 use std::process::{Command, Stdio};
 
-use super::super::process_maps::Backing;
+use super::super::mapping::Backing;
+use super::super::opener::Opener;
 use super::*;
 
 fn record(words: &[&[u8]]) -> Vec<u8> {
@@ -18,7 +19,7 @@ fn mapping_record_is_read() {
         &254u32.to_ne_bytes(),
         &1u32.to_ne_bytes(),
         &4711u64.to_ne_bytes(),
-        &0u64.to_ne_bytes(),
+        &3u64.to_ne_bytes(),
         &5u32.to_ne_bytes(),
         &2u32.to_ne_bytes(),
         b"/usr/bin/true\0\0\0",
@@ -28,7 +29,9 @@ fn mapping_record_is_read() {
     assert_eq!(time, 99);
     let Some(Record::Mapped { tgid: 7, mapping }) = read else { panic!("{read:?}") };
     assert_eq!((mapping.start, mapping.end, mapping.offset), (0x40_0000, 0x40_3000, 0x1000));
-    let Backing::File { id, path, is_deleted: false } = mapping.backing else { panic!("{mapping:?}") };
+    let Backing::File { id, path, is_deleted: false, file_generation: 3 } = mapping.backing else {
+        panic!("{mapping:?}")
+    };
     assert_eq!(id, FileId { major: 254, minor: 1, inode: 4711 });
     assert_eq!(path.to_str(), Some("/usr/bin/true"));
     for cut in 0..bytes.len() {
@@ -78,7 +81,7 @@ fn opened() -> Option<Sideband> {
 #[test]
 fn mappings_of_300_processes_that_are_gone_are_all_known() {
     let Some(mut sideband) = opened() else { return };
-    let mut maps = ProcessMaps::new(4096);
+    let mut maps = ProcessMaps::new(4096, Opener::default());
     maps.set_followed(true);
     let mut unknown = Vec::new();
     let mut children = Vec::new();
@@ -110,7 +113,7 @@ fn mappings_of_300_processes_that_are_gone_are_all_known() {
 #[test]
 fn what_ran_before_an_exec_is_still_known_by_time() {
     let Some(mut sideband) = opened() else { return };
-    let mut maps = ProcessMaps::new(4096);
+    let mut maps = ProcessMaps::new(4096, Opener::default());
     maps.set_followed(true);
     // The shell waits for its input, so that there is a time at which it surely is the program.
     let mut child = Command::new("/bin/sh")
@@ -146,7 +149,7 @@ fn what_ran_before_an_exec_is_still_known_by_time() {
 #[test]
 fn fork_without_exec_inherits_mappings_and_generation() {
     let Some(mut sideband) = opened() else { return };
-    let mut maps = ProcessMaps::new(4096);
+    let mut maps = ProcessMaps::new(4096, Opener::default());
     maps.set_followed(true);
     // A subshell is a fork without exec; the parent was made after the start, so all of it comes from records.
     let output = Command::new("/bin/sh")

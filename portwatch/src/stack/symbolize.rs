@@ -12,6 +12,7 @@ use blazesym::symbolize::{CodeInfo, Input, Reason, Sym, Symbolized, Symbolizer};
 
 use super::debug_file::DebugFiles;
 use super::elf::Module;
+use super::opener::Opener;
 
 /// Functions that one address may stand for when some were inlined.
 const INLINED_MAX: usize = 32;
@@ -58,11 +59,11 @@ pub struct SymbolTable {
 
 impl SymbolTable {
     /// Remembers at most `capacity` addresses.
-    pub fn new(capacity: usize) -> SymbolTable {
+    pub fn new(capacity: usize, opener: Opener) -> SymbolTable {
         SymbolTable {
             symbolizer: symbolizer(),
             known: HashMap::new(),
-            debug_files: DebugFiles::default(),
+            debug_files: DebugFiles::new(opener),
             capacity: capacity.max(1),
             counters: Counters::default(),
         }
@@ -162,7 +163,7 @@ fn symbolizer() -> Symbolizer {
         .enable_auto_reload(false)
         .enable_code_info(true)
         .enable_inlined_fns(true)
-        .enable_demangling(true)
+        .enable_demangling(false)
         .set_debug_dirs(Some(std::iter::empty::<&std::path::Path>()))
         .build()
 }
@@ -175,13 +176,13 @@ fn symbols(symbol: &Sym<'_>) -> Vec<Symbol> {
         .rev()
         .take(INLINED_MAX)
         .map(|inlined| Symbol {
-            function: Some(short(&inlined.name)),
+            function: Some(short(&demangled(&inlined.name))),
             is_inlined: true,
             ..place(inlined.code_info.as_ref())
         })
         .collect();
     symbols.push(Symbol {
-        function: Some(short(&symbol.name)),
+        function: Some(short(&demangled(&symbol.name))),
         function_offset: Some(symbol.offset as u64),
         ..place(symbol.code_info.as_deref())
     });
@@ -193,6 +194,19 @@ fn place(info: Option<&CodeInfo<'_>>) -> Symbol {
     // Line 0 stands for code that belongs to no line.
     let line = info.line.filter(|&line| line != 0);
     Symbol { file: Some(short(&info.to_path().to_string_lossy())), line, ..Symbol::default() }
+}
+
+/// The name as written in the source. blazesym would do it, but for any name that parses: a C function `f` would become
+/// `float`, which is what a lone `f` stands for within a mangled name.
+fn demangled(name: &str) -> String {
+    if !name.starts_with("_Z") && !name.starts_with("_R") {
+        return name.to_owned();
+    }
+    if let Ok(rust) = rustc_demangle::try_demangle(name) {
+        return format!("{rust:#}");
+    }
+    let cpp = cpp_demangle::Symbol::new(name).ok().and_then(|symbol| symbol.demangle().ok());
+    cpp.unwrap_or_else(|| name.to_owned())
 }
 
 fn short(name: &str) -> String {
@@ -207,5 +221,27 @@ fn text_of(reason: Reason) -> &'static str {
         Reason::MissingSyms => "the program file has no symbols",
         Reason::UnknownAddr => "no symbol covers the address",
         _ => "the symbols of the program file could not be read",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_mangled_names_are_demangled() {
+        for (name, expected) in [
+            ("f", "f"),
+            ("i", "i"),
+            ("ngx_event_connect_peer", "ngx_event_connect_peer"),
+            ("_start", "_start"),
+            ("_ZN3app6Client4dialEi", "app::Client::dial(int)"),
+            ("_ZN3app5fetch17h0123456789abcdefE", "app::fetch"),
+            ("_RNvC3app5fetch", "app::fetch"),
+            ("_Znonsense", "_Znonsense"),
+            ("net/http.(*Transport).dialConn", "net/http.(*Transport).dialConn"),
+        ] {
+            assert_eq!(demangled(name), expected);
+        }
     }
 }

@@ -19,7 +19,8 @@ use crate::workspace::Workspace;
 /// Ways of attaching that every one of our kernels can do.
 pub const RUNGS: [&str; 3] = ["fentry", "kprobe", "tracepoint"];
 
-/// Machines at a time. One machine hardly ever keeps both of its processors busy.
+/// Machines at a time. One hardly ever keeps both of its processors busy: on two cores all four series take 20 s one
+/// by one, 12 s in pairs, and no less in threes or fours.
 const AT_A_TIME: usize = 2;
 
 const NEEDS: [Need; 7] = [

@@ -6,7 +6,7 @@ use crate::bpf::probe::{self, Attempt, ProgramSupport};
 use crate::event::Protocol;
 use crate::kernel::btf::Btf;
 use crate::kernel::features::{self, Capabilities, CgroupLayout, Lockdown, Settings};
-use crate::kernel::sock_diag::Permit;
+use crate::kernel::sock_diag::{Permit, Refusal};
 use crate::kernel::{host, offsets, tracefs};
 
 /// What is known of the host.
@@ -70,7 +70,9 @@ pub(super) fn gather(release: &str) -> Result<Facts> {
     };
     let was_mounted = tracefs::mounted().is_some();
     let tracefs = tracefs::with(|dir| Ok(std::fs::metadata(dir.join("events/sock/inet_sock_set_state"))?));
-    let permit = |protocol| Permit::obtain(protocol).map(drop).map_err(|refusal| refusal.to_string());
+    // What to do about it is said in a place of its own.
+    let why = |refusal: Refusal| refusal.to_string().split(';').next().unwrap_or_default().to_owned();
+    let permit = |protocol| Permit::obtain(protocol).map(drop).map_err(why);
     Ok(Facts {
         version: features::version(release),
         types,

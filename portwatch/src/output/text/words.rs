@@ -52,8 +52,10 @@ fn port_allocated(event: &Event, hold: &Hold) -> String {
     if let Some(ns) = hold.search_ns.filter(|&ns| ns >= 1_000_000) {
         words += &format!(", searched {}", duration(ns));
     }
-    if hold.is_late {
-        words += &format!(", seen {} late", duration(event.mono_ns.saturating_sub(hold.begun_mono_ns)));
+    // On the tracepoint rung every port is learned late, by microseconds, which is no news.
+    let late_ns = event.mono_ns.saturating_sub(hold.begun_mono_ns);
+    if hold.is_late && late_ns >= 1_000_000 {
+        words += &format!(", seen {} late", duration(late_ns));
     }
     words
 }
