@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -84,6 +84,7 @@ pub fn start(
 ) -> Result<Pipeline> {
     let end = Arc::new(End::default());
     let has_stacks = request.stacks;
+    let (ready, is_ready) = mpsc::channel();
     let mut worker = Worker {
         shared,
         output,
@@ -110,7 +111,7 @@ pub fn start(
     let thread = thread::Builder::new()
         .name("output".to_owned())
         .spawn(move || {
-            let result = worker.run(has_stacks);
+            let result = worker.run(has_stacks, &ready);
             if result.is_err() {
                 // Nobody must wait for room in a queue that nobody empties.
                 worker.shared.queue.finish();
@@ -119,6 +120,8 @@ pub fn start(
             result
         })
         .context("cannot start the output thread")?;
+    // A thread that ends without a word has its reason told when it is joined.
+    let _ = is_ready.recv();
     Ok(Pipeline { thread, end })
 }
 
@@ -159,13 +162,15 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(&mut self, has_stacks: bool) -> Result<()> {
+    fn run(&mut self, has_stacks: bool, ready: &mpsc::Sender<()>) -> Result<()> {
         let options = stack::Options { library_patterns: self.library_patterns.clone(), sideband: true };
         let mut stacks = has_stacks.then(|| Stacks::new(options));
         if let Some(note) = stacks.as_ref().and_then(Stacks::note) {
             eprintln!("portwatch: note: {note}");
         }
         self.netns(std::process::id(), self.started_mono_ns)?;
+        // From here on every mapping of every process is followed.
+        let _ = ready.send(());
         let mut flushed_at = Instant::now();
         loop {
             match self.shared.queue.pop(TICK) {
@@ -274,10 +279,10 @@ impl Worker {
                 Arc::make_mut(&mut process).exe = Some(exe);
             }
         }
-        if let Some(owner) = &hold.owner {
-            if !self.netns_seen.contains(&hold.endpoints.netns) {
-                self.netns(owner.tgid.unwrap_or(0), event.mono_ns)?;
-            }
+        if let Some(owner) = &hold.owner
+            && !self.netns_seen.contains(&hold.endpoints.netns)
+        {
+            self.netns(owner.tgid.unwrap_or(0), event.mono_ns)?;
         }
         let site = hold.stack.and_then(|id| self.call_sites.get(&id));
         let completeness = site.map_or(Completeness::None, |site| site.completeness);
