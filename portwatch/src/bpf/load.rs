@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 
 use anyhow::{Context, Result};
-use aya::maps::{HashMap, MapData, RingBuf};
+use aya::maps::{Array, HashMap, MapData, RingBuf};
 use aya::{Btf, Ebpf, EbpfLoader};
 use portwatch_common::config::{Config, Offsets};
 use portwatch_common::limits::{ROWS_MAX, SPACES_MAX};
@@ -175,11 +175,19 @@ fn load_rung(plan: &Plan<'_>, rung: Rung) -> Result<(Tracing, Reader)> {
             }
         }
     }
+    set_gate(&mut ebpf, 1)?;
     let events = ebpf.take_map("EVENTS").context("the kernel programs have no map `EVENTS`")?;
     let counters = ebpf.take_map("COUNTERS").context("the kernel programs have no map `COUNTERS`")?;
     let reader = Reader::new(RingBuf::try_from(events)?);
     let counters = CountersMap::try_from(counters)?;
     Ok((Tracing { ebpf, links, counters, attached, taught: VecDeque::new(), rung, disabled }, reader))
+}
+
+/// Says whether the programs are to tell anything.
+fn set_gate(ebpf: &mut Ebpf, value: u32) -> Result<()> {
+    let map = ebpf.map_mut("GATE").context("the kernel programs have no map `GATE`")?;
+    let mut gate: Array<&mut MapData, u32> = Array::try_from(map)?;
+    gate.set(0, value, 0).context("cannot start or stop the kernel programs")
 }
 
 /// A structure member that the hook needs and this kernel lacks.
@@ -350,8 +358,10 @@ impl Tracing {
         aya_log::EbpfLogger::init(&mut self.ebpf).context("cannot read the kernel programs' log")
     }
 
-    /// Takes the programs out of the kernel. Counters stay readable.
-    pub fn detach(&mut self) {
+    /// Ends tracing at one moment, and takes the programs out of the kernel. Counters stay readable.
+    pub fn detach(&mut self) -> Result<()> {
+        set_gate(&mut self.ebpf, 0)?;
         self.links.clear();
+        Ok(())
     }
 }

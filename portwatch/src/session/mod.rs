@@ -130,8 +130,8 @@ pub fn run(mut request: Request, output: impl FnOnce() -> Result<Box<dyn Output>
     });
     let result = trace(&request, &shared, reader, &mut control, output);
     shared.queue.finish();
-    shared.tracing().detach();
-    result
+    let detached = shared.tracing().detach();
+    result.and_then(|outcome| detached.map(|()| outcome))
 }
 
 fn trace(
@@ -171,7 +171,7 @@ fn trace(
         // Bounded in time by itself. A panic in it was printed.
         let _ = baseline.join();
     }
-    shared.tracing().detach();
+    shared.tracing().detach()?;
     shared.settle()?;
     pipeline.set_end(ended.as_ref().map_or("exit", |ended| ended.by));
     shared.queue.stop();
