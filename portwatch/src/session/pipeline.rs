@@ -263,7 +263,7 @@ impl Worker {
 
     fn event(&mut self, event: &Event, hold: &Arc<Hold>, stacks: Option<&Stacks>) -> Result<()> {
         if let Some(opened) = &mut self.opened {
-            opened.insert(hold.endpoints);
+            opened.insert(hold.endpoints.comparable());
         }
         if self.is_full {
             return Ok(());
@@ -355,7 +355,7 @@ impl Worker {
         let is_deduced = self.shared.tracing().rung == Rung::Tracepoint;
         let known = self.opened.take().unwrap_or_default();
         for listed in list.sockets {
-            if known.contains(&listed.hold.endpoints) {
+            if known.contains(&listed.hold.endpoints.comparable()) {
                 continue;
             }
             let process = match &listed.hold.owner {
