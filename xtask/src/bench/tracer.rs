@@ -103,7 +103,7 @@ impl Tracer {
     fn other(command: &mut Command, directory: &Path) -> Result<Tracer> {
         let output = directory.join("tracer.txt");
         let file = File::create(&output).with_context(|| format!("cannot make `{}`", output.display()))?;
-        let child = spawn(command.stdout(file).stderr(Stdio::null()))?;
+        let child = spawn(command.stdout(file).stderr(Stdio::inherit()))?;
         let mut tracer = Tracer { child, output };
         let begun = Instant::now();
         let mut before = 0;

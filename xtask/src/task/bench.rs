@@ -21,7 +21,7 @@ const NEEDS: [Need; 3] = [
     Need { program: "zstd", package: "zstd" },
 ];
 
-/// Says that this process is in the namespace that was made for it.
+/// Says that this process has the mount namespace that was made for it.
 const INSIDE: &str = "PORTWATCH_BENCH_INSIDE";
 const READY_RUNS: usize = 10;
 
@@ -64,7 +64,7 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
         process::run(workspace.cargo().args(load))?;
         return again_inside(args);
     }
-    set_up_namespace()?;
+    mount_tracefs()?;
     let directory = workspace.target.join("bench");
     fs::create_dir_all(&directory).with_context(|| format!("cannot make `{}`", directory.display()))?;
     let findings = measure(&programs, args, &directory)?;
@@ -78,11 +78,11 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     Ok(if is_whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Where others' connections and the host's settings are out of the way.
+/// With mounts of its own: the other tracers find tracefs only where it is mounted.
 fn again_inside(args: &Args) -> Result<ExitCode> {
     let this = std::env::current_exe().context("cannot find this program")?;
     let status = Command::new("unshare")
-        .args(["--net", "--"])
+        .args(["--mount", "--"])
         .arg(this)
         .arg("bench")
         .args(["--seconds", &args.seconds.to_string()])
@@ -94,18 +94,27 @@ fn again_inside(args: &Args) -> Result<ExitCode> {
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
-fn set_up_namespace() -> Result<()> {
-    let links = process::output(Command::new("ip").args(["-o", "link"]))?;
-    if links.lines().count() != 1 {
-        bail!("this is not a namespace of our own\n  next: unset `{INSIDE}`");
+fn mount_tracefs() -> Result<()> {
+    if Path::new("/sys/kernel/tracing/events").exists() {
+        return Ok(());
     }
-    process::run(Command::new("ip").args(["link", "set", "lo", "up"]))?;
-    // Enough of both that neither the search for a port nor a full table is what is measured.
-    for (name, value) in [("ip_local_port_range", "1024 65535"), ("tcp_max_tw_buckets", "1000000")] {
-        let path = format!("/proc/sys/net/ipv4/{name}");
-        fs::write(&path, value).with_context(|| format!("cannot write `{path}`"))?;
+    let same = |name: &str| fs::read_link(format!("/proc/{name}/ns/mnt")).ok();
+    if same("self") == same("1") {
+        bail!("these are the host's mounts\n  next: unset `{INSIDE}`");
     }
-    Ok(())
+    process::run(Command::new("mount").args(["-t", "tracefs", "tracefs", "/sys/kernel/tracing"]))
+}
+
+/// Runs the load in a network namespace that is new for every run, so that what waits in TIME_WAIT of the one before is
+/// not in its way. It gets enough ports and table entries that neither the search for a port nor a full table is what is
+/// measured.
+const IN_NAMESPACE: &str = "ip link set lo up && cd /proc/sys/net/ipv4 && echo 1024 65535 >ip_local_port_range \
+    && echo 1000000 >tcp_max_tw_buckets && exec \"$0\" \"$1\"";
+
+fn load_command(load: &Path, seconds: f64) -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--net", "--", "sh", "-c", IN_NAMESPACE]).arg(load).arg(seconds.to_string());
+    command
 }
 
 struct Programs {
@@ -153,7 +162,7 @@ fn sample(
     let tracer = variant.start(&programs.portwatch, directory)?;
     let tracer_cpu = || tracer.as_ref().map_or(Ok(0), |tracer| proc::process_cpu_ns(tracer.pid()));
     let (cpu_before, busy_before) = (tracer_cpu()?, proc::host_busy_ns()?);
-    let text = process::output(Command::new(&programs.load).arg(seconds.to_string()))?;
+    let text = process::output(&mut load_command(&programs.load, seconds))?;
     let (cpu_after, busy_after) = (tracer_cpu()?, proc::host_busy_ns()?);
     let load = Load::parse(&text).with_context(|| format!("the load says `{text}`"))?;
     let output = tracer.map(tracer::Tracer::stop).transpose()?;
