@@ -159,62 +159,62 @@ pub fn end_stale(sk: Sock, slot: &mut Slot, now_ns: u64) {
     released(sk, slot, reason::UNKNOWN, now_ns);
 }
 
-/// A socket got its port by bind or listen in the running task.
+/// What a bind or listen came to.
+pub struct Asked {
+    pub how: u8,
+    /// The address that bind() asked for, where it failed.
+    pub requested: Option<crate::sock::Sockaddr>,
+    /// 0: the socket has a port.
+    pub errno: u32,
+}
+
+/// A bind or listen of the running task ended. One place for success and failure: the walk of the stack is most of
+/// what the verifier has to look at.
 #[inline(always)]
-pub fn bound(sk: Sock, place: u32, how: u8, now_ns: u64) -> Option<()> {
-    if let Some(slot) = slot_of(sk) {
-        if slot.flags & flags::HAS_PORT != 0 {
-            if slot.hold.endpoints.port_local == sk.num() {
-                return None;
+pub fn asked(sk: Sock, place: u32, asked: &Asked, now_ns: u64) -> Option<()> {
+    if asked.errno == 0 {
+        if let Some(slot) = slot_of(sk) {
+            if slot.flags & flags::HAS_PORT != 0 {
+                if slot.hold.endpoints.port_local == sk.num() {
+                    return None;
+                }
+                end_stale(sk, slot, now_ns);
             }
-            end_stale(sk, slot, now_ns);
         }
     }
-    let slot = describe(sk, place, how, None, now_ns)?;
+    let slot = describe(sk, place, asked.how, None, now_ns)?;
     slot.hold.endpoints.port_remote = 0;
     slot.hold.endpoints.addr_remote = [0; 16];
     slot.attempt_ns = 0;
-    slot.allocated_ns = now_ns;
-    slot.hold.confidence = confidence::EXACT;
-    slot.flags |= flags::HAS_PORT;
+    if let Some(requested) = asked.requested {
+        slot.hold.endpoints.port_local = requested.port;
+        slot.hold.endpoints.addr_local = requested.address;
+    }
     if !wants_addresses_but_peer(&slot.hold.endpoints) {
         return None;
     }
-    if filter::needs_peer() && how == how::BIND {
-        slot.flags |= flags::AWAITS_PEER;
-    } else if filter::needs_peer() {
-        return None;
+    let is_listen = asked.how == how::LISTEN;
+    if asked.errno != 0 {
+        if !filter::needs_peer() {
+            let listen = if is_listen { failed_flags::LISTEN } else { 0 };
+            emit::failed(slot, kind::BIND_FAILED, asked.errno, failed_flags::FINAL | listen, now_ns);
+        }
+        return Some(());
     }
-    if how == how::LISTEN {
+    slot.allocated_ns = now_ns;
+    slot.hold.confidence = confidence::EXACT;
+    slot.flags |= flags::HAS_PORT;
+    if filter::needs_peer() {
+        if is_listen {
+            return None;
+        }
+        slot.flags |= flags::AWAITS_PEER;
+    }
+    if is_listen {
         slot.flags |= flags::IS_LISTENING;
     }
     emit::port_allocated(slot, now_ns);
     track(sk, slot);
-    Some(())
-}
-
-/// A bind or listen of the running task failed; nothing is held by it.
-#[inline(always)]
-pub fn bind_failed(
-    sk: Sock,
-    place: u32,
-    requested: Option<crate::sock::Sockaddr>,
-    errno: u32,
-    now_ns: u64,
-) -> Option<()> {
-    let how = if requested.is_some() { how::BIND } else { how::LISTEN };
-    let slot = describe(sk, place, how, None, now_ns)?;
-    slot.hold.endpoints.port_remote = 0;
-    slot.hold.endpoints.addr_remote = [0; 16];
-    if let Some(requested) = requested {
-        slot.hold.endpoints.port_local = requested.port;
-        slot.hold.endpoints.addr_local = requested.address;
-    }
-    if filter::needs_peer() || !wants_addresses_but_peer(&slot.hold.endpoints) {
-        return None;
-    }
-    let listen = if how == how::LISTEN { failed_flags::LISTEN } else { 0 };
-    emit::failed(slot, kind::BIND_FAILED, errno, failed_flags::FINAL | listen, now_ns);
     Some(())
 }
 

@@ -3,13 +3,15 @@
 use aya_ebpf::macros::{fexit, kprobe, kretprobe};
 use aya_ebpf::programs::{FExitContext, ProbeContext, RetProbeContext};
 use portwatch_common::counters::hook;
+use portwatch_common::wire::how;
 
 use super::{done, enter, leave, now};
 use crate::maps::scratch;
 use crate::read::kernel_pointer;
 use crate::settings::{offset, setting};
 use crate::sock::{Sock, Sockaddr};
-use crate::{counters, life, owner};
+use crate::life::{self, Asked};
+use crate::{counters, owner};
 
 /// Key of `inet6_bind` in the map of calls under way.
 const V6_CALL: usize = 256 + hook::BIND;
@@ -69,7 +71,8 @@ fn bind(socket: u64, address: u64, ret: i32) -> Option<()> {
         return None;
     }
     let requested = Sockaddr::from_kernel(address)?;
-    life::bind_failed(sk, scratch::BIND_FAILED, Some(requested), ret.unsigned_abs(), now())
+    let asked = Asked { how: how::BIND, requested: Some(requested), errno: ret.unsigned_abs() };
+    life::asked(sk, scratch::BIND_FAILED, &asked, now())
 }
 
 #[inline(always)]
@@ -78,7 +81,8 @@ fn listen(socket: u64, ret: i32) -> Option<()> {
     if ret >= 0 {
         return None;
     }
-    life::bind_failed(sk, scratch::LISTEN_FAILED, None, ret.unsigned_abs(), now())
+    let asked = Asked { how: how::LISTEN, requested: None, errno: ret.unsigned_abs() };
+    life::asked(sk, scratch::LISTEN_FAILED, &asked, now())
 }
 
 #[inline(always)]

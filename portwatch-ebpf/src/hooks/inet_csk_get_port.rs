@@ -12,7 +12,8 @@ use super::{done, enter, leave, now};
 use crate::maps::scratch;
 use crate::slot::flags;
 use crate::sock::{Sock, state};
-use crate::{counters, life};
+use crate::life::{self, Asked};
+use crate::counters;
 
 #[fexit(function = "inet_csk_get_port")]
 pub fn inet_csk_get_port_fexit(ctx: FExitContext) -> i32 {
@@ -37,7 +38,7 @@ fn observe(sk: Sock, requested: u16, ret: i32) {
         return;
     }
     let how = if is_listening { how::LISTEN } else { how::BIND };
-    let _ = life::bound(sk, scratch::GET_PORT, how, now());
+    let _ = life::asked(sk, scratch::GET_PORT, &Asked { how, requested: None, errno: 0 }, now());
     if life::slot_of(sk).is_some_and(|slot| slot.flags & flags::IS_SELF != 0) {
         counters::self_test_hit(hook::GET_PORT);
     }

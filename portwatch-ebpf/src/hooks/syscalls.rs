@@ -16,7 +16,8 @@ use crate::read::{kernel, kernel_pointer};
 use crate::settings::{offset, setting};
 use crate::slot::flags;
 use crate::sock::{Sock, Sockaddr, state};
-use crate::{counters, emit, life, owner, registers};
+use crate::life::{self, Asked};
+use crate::{counters, emit, owner, registers};
 
 const EINTR: i32 = 4;
 const EALREADY: i32 = 114;
@@ -159,15 +160,13 @@ fn bind(ctx: &TracePointContext) -> Option<()> {
     if is_self() {
         counters::self_test_hit(hook::EXIT_BIND);
     }
-    if ret < 0 {
-        let requested = Sockaddr::from_user(address)?;
-        return life::bind_failed(sk, scratch::BIND_FAILED, Some(requested), -ret as u32, now());
-    }
+    let errno = if ret < 0 { -ret as u32 } else { 0 };
+    let requested = if errno != 0 { Some(Sockaddr::from_user(address)?) } else { None };
     // IP_BIND_ADDRESS_NO_PORT leaves the port to connect().
-    if sk.num() == 0 {
+    if errno == 0 && sk.num() == 0 {
         return None;
     }
-    life::bound(sk, scratch::GET_PORT, how::BIND, now())
+    life::asked(sk, scratch::GET_PORT, &Asked { how: how::BIND, requested, errno }, now())
 }
 
 #[inline(always)]
@@ -177,10 +176,8 @@ fn listen(ctx: &TracePointContext) -> Option<()> {
     if is_self() {
         counters::self_test_hit(hook::EXIT_LISTEN);
     }
-    if ret < 0 {
-        return life::bind_failed(sk, scratch::LISTEN_FAILED, None, -ret as u32, now());
-    }
-    life::bound(sk, scratch::GET_PORT, how::LISTEN, now())
+    let errno = if ret < 0 { -ret as u32 } else { 0 };
+    life::asked(sk, scratch::LISTEN_FAILED, &Asked { how: how::LISTEN, requested: None, errno }, now())
 }
 
 #[inline(always)]

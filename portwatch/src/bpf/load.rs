@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use aya::maps::{Array, HashMap, MapData, RingBuf};
@@ -127,6 +128,10 @@ pub fn load(plan: &Plan<'_>) -> Result<(Tracing, Reader), LoadError> {
 }
 
 fn load_rung(plan: &Plan<'_>, rung: Rung) -> Result<(Tracing, Reader)> {
+    if rung == Rung::Kprobe && !Path::new(KPROBES).exists() {
+        // Said before the programs are verified, which takes its time.
+        anyhow::bail!("this kernel has no kprobes: there is no `{KPROBES}`");
+    }
     let btf = match rung {
         Rung::Fentry => Some(Btf::from_sys_fs().context("cannot read the kernel's type information")?),
         Rung::Kprobe | Rung::Tracepoint => None,
@@ -182,6 +187,9 @@ fn load_rung(plan: &Plan<'_>, rung: Rung) -> Result<(Tracing, Reader)> {
     let counters = CountersMap::try_from(counters)?;
     Ok((Tracing { ebpf, links, counters, attached, taught: VecDeque::new(), rung, disabled }, reader))
 }
+
+/// Where kernels with kprobes say how to ask for one.
+const KPROBES: &str = "/sys/bus/event_source/devices/kprobe/type";
 
 /// Says whether the programs are to tell anything.
 fn set_gate(ebpf: &mut Ebpf, value: u32) -> Result<()> {

@@ -128,7 +128,10 @@ fn check_counters(truth: &Truth, counters: &Counters) -> Vec<String> {
         ("TCPTimeWaitOverflow", counters.overflows, truth.overflows),
         ("TWRecycled", counters.recycled, truth.recycled),
     ];
-    let wrong = facts.into_iter().filter(|(_, kernel, told)| kernel != told);
+    let wrong = facts
+        .into_iter()
+        .filter(|(name, ..)| !name.starts_with("TW +") || counts_time_waits_at_entry())
+        .filter(|(_, kernel, told)| kernel != told);
     wrong
         .map(|(name, kernel, told)| {
             format!("the kernel counts {kernel} {name}, the scenario tells of {told}")
@@ -159,6 +162,14 @@ fn play_all(scenarios: &[&'static Scenario]) -> (Results, Vec<Namespace>) {
         }
     });
     results.into_inner().expect("no player panicked")
+}
+
+/// Up to 5.10 (as tested; 6.1 is different) `TW` and `TWKilled` are counted when an entry dies, a minute later.
+fn counts_time_waits_at_entry() -> bool {
+    let release = nix::sys::utsname::uname().expect("uname takes no input");
+    let release = release.release().to_string_lossy().into_owned();
+    let mut numbers = release.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+    (numbers.next(), numbers.next()) > (Some(5), Some(10))
 }
 
 fn play_one(scenario: &'static Scenario) -> Result<(Played, Namespace), String> {
