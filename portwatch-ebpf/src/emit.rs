@@ -11,7 +11,7 @@ use portwatch_common::wire::{self, EVENT_KINDS, Header, WIRE_VERSION, confidence
 use zerocopy::{Immutable, IntoBytes};
 
 use crate::counters;
-use crate::maps::{EVENTS, LAST_WAKE};
+use crate::maps::{EVENTS, GATE, LAST_WAKE};
 use crate::settings::setting;
 use crate::slot::{Slot, flags};
 use crate::stack::{self, Walk};
@@ -52,7 +52,13 @@ fn header<R>(kind: u16, now_ns: u64) -> Header {
 
 #[inline(always)]
 fn is_wanted(kind: u16) -> bool {
-    setting!(kinds) & (1 << kind) != 0
+    setting!(kinds) & (1 << kind) != 0 && is_open()
+}
+
+/// Whether all hooks are there.
+#[inline(always)]
+pub fn is_open() -> bool {
+    GATE.get(0).copied() == Some(1)
 }
 
 /// Sends the slot's `Hold` under the given kind. The caller sees to the counting.

@@ -40,6 +40,9 @@ pub fn describe(
     peer: Option<&crate::sock::Sockaddr>,
     now_ns: u64,
 ) -> Option<&'static mut Slot> {
+    if !emit::is_open() {
+        return None;
+    }
     // SAFETY: the scratch entry belongs to this program on this CPU, see `SLOT_SCRATCH`.
     let slot = unsafe { &mut *SLOT_SCRATCH.get_ptr_mut(place)? };
     clear(slot);

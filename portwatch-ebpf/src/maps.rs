@@ -49,6 +49,11 @@ pub static STACK_SCRATCH: PerCpuArray<StackScratch> = PerCpuArray::with_max_entr
 #[map]
 pub static CONNECTING: PerCpuArray<crate::slot::Connecting> = PerCpuArray::with_max_entries(1, 0);
 
+/// 1 while events are wanted: opened when every hook is attached, closed before the first is taken away, so that no
+/// story begins or goes on with half of its hooks.
+#[map]
+pub static GATE: Array<u32> = Array::with_max_entries(1, 0);
+
 /// 1 while this CPU runs the program for state changes.
 #[map]
 pub static STATE_RUNNING: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);

@@ -75,9 +75,9 @@ pub fn take(place: u32, owner: &Owner, now_ns: u64) -> Taken {
         id = stack_id_mix(id, walk.ip);
         walk.count += 1;
         let key = RowKey { generation: walk.generation, address: walk.ip };
-        // SAFETY: a copy of plain numbers.
-        let Some(row) = (unsafe { ROWS.get(key) }).copied() else { break };
-        match step(&mut walk, &row) {
+        // SAFETY: read field by field; a row is never changed, only removed.
+        let Some(row) = (unsafe { ROWS.get(key) }) else { break };
+        match step(&mut walk, row) {
             Step::Caller => {}
             Step::End => {
                 is_complete = true;
@@ -160,11 +160,10 @@ fn step(walk: &mut Walk, row: &Row) -> Step {
 /// From a signal handler to the code that it interrupted.
 #[inline(always)]
 fn interrupted(walk: &mut Walk) -> Step {
-    let (Some(bp), Some(sp), Some(ip)) =
-        (user(walk.sp, signal_frame::BP), user(walk.sp, signal_frame::SP), user(walk.sp, signal_frame::IP))
-    else {
-        return Step::Stuck;
-    };
+    // One after the other: LLVM would read all three before it looks whether the first is there, which old verifiers refuse.
+    let Some(bp) = user(walk.sp, signal_frame::BP) else { return Step::Stuck };
+    let Some(ip) = user(walk.sp, signal_frame::IP) else { return Step::Stuck };
+    let Some(sp) = user(walk.sp, signal_frame::SP) else { return Step::Stuck };
     (walk.bp, walk.sp, walk.ip) = (bp, sp, ip);
     Step::Caller
 }

@@ -4,6 +4,7 @@
 //! (compiler, packages, kernels) and says what it installs.
 
 mod apt;
+mod bench;
 mod bpf_linker;
 mod bpf_toolchain;
 mod clients;
@@ -46,6 +47,8 @@ enum Task {
     Check,
     /// The kernel tests on other kernels, in emulated machines.
     Vm(task::vm::Args),
+    /// What tracing costs a program that only connects and closes, beside other tracers. Needs root.
+    Bench(task::bench::Args),
     /// One static file that runs anywhere, in target/dist.
     Dist,
 }
@@ -72,6 +75,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Test(args) => task::test::run(&workspace, &args),
         Task::Check => task::check::run(&workspace),
         Task::Vm(args) => task::vm::run(&workspace, &args),
+        Task::Bench(args) => task::bench::run(&workspace, &args),
         Task::Dist => task::dist::run(&workspace),
     }
 }

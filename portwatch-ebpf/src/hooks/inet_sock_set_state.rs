@@ -125,6 +125,9 @@ fn connecting(sk: Sock) {
 /// A bound socket connects. It keeps its hold, and it is now known whether its peer is a wanted one.
 #[inline(always)]
 fn connecting_bound(sk: Sock, slot: &mut Slot, now_ns: u64) {
+    if slot.flags & flags::IS_SELF != 0 {
+        counters::self_test_hit(hook::STATE_SYN_SENT);
+    }
     let port = slot.hold.endpoints.port_local;
     let _ = sk.read_endpoints(&mut slot.hold.endpoints);
     slot.hold.endpoints.port_local = port;

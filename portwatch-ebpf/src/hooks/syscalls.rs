@@ -106,7 +106,7 @@ fn connect(ctx: &TracePointContext) -> Option<()> {
             return None;
         }
     }
-    if is_failure(ret) && sk.state() == Some(state::CLOSE) && sk.error() == 0 {
+    if is_failure(ret) && !needs_peer(-ret) && sk.state() == Some(state::CLOSE) && sk.error() == 0 {
         failed_early(sk, address, -ret as u32, now_ns);
     }
     Some(())
@@ -134,6 +134,17 @@ fn failed_early(sk: Sock, address: u64, errno: u32, now_ns: u64) -> Option<()> {
         emit::failed(slot, kind::CONNECT_FAILED, errno, failed_flags::FINAL, now_ns);
     }
     Some(())
+}
+
+/// Whether an error comes of an answer, or of the lack of one: then SYN_SENT was reached and the failure was told at
+/// its end. A further connect() that collects it finds the socket without a hold, and takes the error from the socket.
+#[inline(always)]
+fn needs_peer(errno: i32) -> bool {
+    const ECONNABORTED: i32 = 103;
+    const ECONNRESET: i32 = 104;
+    const ETIMEDOUT: i32 = 110;
+    const ECONNREFUSED: i32 = 111;
+    matches!(errno, ECONNABORTED | ECONNRESET | ETIMEDOUT | ECONNREFUSED)
 }
 
 #[inline(always)]

@@ -51,8 +51,8 @@ pub enum Joined {
     Event(Event, Arc<Hold>),
     /// Nothing to tell.
     Nothing,
-    /// An event of a hold that was never announced: only if the kernel side's promise were broken.
-    Orphan(SocketId),
+    /// An event, by name, of a hold that is not known. It has no owner, so it is counted and not told.
+    Orphan(&'static str),
 }
 
 impl Holds {
@@ -144,10 +144,12 @@ impl Holds {
             }
             Body::BindFailed { socket, failure } => match failure.errno {
                 Some(errno) => self.failed(event(socket, What::BindFailed { errno }, exact), failure),
-                None => Joined::Orphan(socket),
+                None => Joined::Orphan("bind_failed"),
             },
             Body::Established { socket, connect_ns, endpoints } => {
-                let Some(hold) = self.alive.get_mut(&socket) else { return Joined::Orphan(socket) };
+                let Some(hold) = self.alive.get_mut(&socket) else {
+                    return Joined::Orphan("established");
+                };
                 if hold.endpoints != endpoints {
                     Arc::make_mut(hold).endpoints = endpoints;
                 }
@@ -168,10 +170,11 @@ impl Holds {
                 joined
             }
             Body::Released { socket, reason, held_ns, was_listening, is_silent } => {
-                let Some(mut hold) = self.alive.remove(&socket) else { return Joined::Orphan(socket) };
+                let hold = self.alive.remove(&socket);
                 if is_silent {
                     return Joined::Nothing;
                 }
+                let Some(mut hold) = hold else { return Joined::Orphan("port_released") };
                 if was_listening && hold.direction == Direction::Out {
                     Arc::make_mut(&mut hold).direction = Direction::In;
                 }
@@ -187,13 +190,15 @@ impl Holds {
                 let hold = Arc::clone(hold);
                 Joined::Event(event, hold)
             }
-            None => Joined::Orphan(event.socket),
+            None => Joined::Orphan(event.what.name()),
         }
     }
 
     /// A failure brings the peer of a bound socket with it, and may be the last of its socket.
     fn failed(&mut self, mut event: Event, failure: Failure) -> Joined {
-        let Some(hold) = self.alive.get(&event.socket) else { return Joined::Orphan(event.socket) };
+        let Some(hold) = self.alive.get(&event.socket) else {
+            return Joined::Orphan(event.what.name());
+        };
         let mut hold = Arc::clone(hold);
         if hold.endpoints != failure.endpoints {
             Arc::make_mut(&mut hold).endpoints = failure.endpoints;

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 
 use anyhow::{Context, Result};
-use aya::maps::{HashMap, MapData, RingBuf};
+use aya::maps::{Array, HashMap, MapData, RingBuf};
 use aya::{Btf, Ebpf, EbpfLoader};
 use portwatch_common::config::{Config, Offsets};
 use portwatch_common::limits::{ROWS_MAX, SPACES_MAX};
@@ -78,7 +78,14 @@ pub(super) fn one_line(error: &anyhow::Error) -> String {
     let mut parts: Vec<String> = Vec::new();
     for cause in error.chain() {
         let text = cause.to_string();
-        let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+        // The verifier's statistics come last, its reason before them.
+        let is_telling = |line: &&str| {
+            !line.trim().is_empty()
+                && !["verification time", "stack depth", "processed "]
+                    .iter()
+                    .any(|head| line.starts_with(head))
+        };
+        let lines: Vec<&str> = text.lines().filter(is_telling).collect();
         let text = match lines.len() {
             0..=3 => lines.join(" "),
             n => format!("{} … {}", lines[0], lines[n - 3..].join(" ")),
@@ -168,11 +175,19 @@ fn load_rung(plan: &Plan<'_>, rung: Rung) -> Result<(Tracing, Reader)> {
             }
         }
     }
+    set_gate(&mut ebpf, 1)?;
     let events = ebpf.take_map("EVENTS").context("the kernel programs have no map `EVENTS`")?;
     let counters = ebpf.take_map("COUNTERS").context("the kernel programs have no map `COUNTERS`")?;
     let reader = Reader::new(RingBuf::try_from(events)?);
     let counters = CountersMap::try_from(counters)?;
     Ok((Tracing { ebpf, links, counters, attached, taught: VecDeque::new(), rung, disabled }, reader))
+}
+
+/// Says whether the programs are to tell anything.
+fn set_gate(ebpf: &mut Ebpf, value: u32) -> Result<()> {
+    let map = ebpf.map_mut("GATE").context("the kernel programs have no map `GATE`")?;
+    let mut gate: Array<&mut MapData, u32> = Array::try_from(map)?;
+    gate.set(0, value, 0).context("cannot start or stop the kernel programs")
 }
 
 /// A structure member that the hook needs and this kernel lacks.
@@ -262,6 +277,8 @@ impl Tracing {
                 None => not_run.is_unknown = true,
             }
         }
+        // How often a kretprobe found no room to remember a call stands where programs cannot look.
+        not_run.is_unknown |= self.rung == Rung::Kprobe;
         not_run.made_up(kind::CLOSED, totals.nested_runs);
         not_run
     }
@@ -341,8 +358,10 @@ impl Tracing {
         aya_log::EbpfLogger::init(&mut self.ebpf).context("cannot read the kernel programs' log")
     }
 
-    /// Takes the programs out of the kernel. Counters stay readable.
-    pub fn detach(&mut self) {
+    /// Ends tracing at one moment, and takes the programs out of the kernel. Counters stay readable.
+    pub fn detach(&mut self) -> Result<()> {
+        set_gate(&mut self.ebpf, 0)?;
         self.links.clear();
+        Ok(())
     }
 }

@@ -212,6 +212,7 @@ pub fn request(
         count: limits.count,
         verbose: setup.verbose,
         command,
+        is_stdout_taken: false,
         typed: typed(filters, limits),
     })
 }

@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
 use super::args::{FilterArgs, LimitArgs, TraceSetup, request};
+use crate::kernel::netns;
 use crate::output::Output;
 use crate::output::text::{Color, Text};
 use crate::session;
@@ -62,7 +63,24 @@ pub fn run(args: DemoArgs) -> Result<ExitCode> {
     let stdout = std::io::stdout();
     let has_color = args.color.is_on(&stdout);
     let outcome = session::run(request, || Ok(Box::new(Text::new(stdout, has_color)) as Box<dyn Output>))?;
+    if outcome.code() == 0 {
+        moral(args.connections);
+    }
     Ok(ExitCode::from(outcome.code()))
+}
+
+/// What the demonstration means for a client that goes on like this.
+fn moral(connections: u32) {
+    /// `TCP_TIMEWAIT_LEN` of the kernel.
+    const TIME_WAIT_S: u32 = 60;
+    // Without the range there is nothing to say.
+    let Some((low, high)) = netns::settings(0).ok().and_then(|settings| settings.port_range) else { return };
+    let ports = u32::from(high.saturating_sub(low)) + 1;
+    eprintln!(
+        "portwatch: note: each of these {connections} connections keeps a port for another {TIME_WAIT_S} s; so {ports} \
+         ports last for {} such requests a second to one destination",
+        ports / TIME_WAIT_S
+    );
 }
 
 /// No call of the demonstration waits longer.

@@ -91,7 +91,7 @@ pub fn message(error: &Error) -> String {
 }
 
 /// Safe for a terminal. Backslashes stay as they are: names in messages were escaped where they came in.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.split('\\').map(escape::printable).collect::<Vec<_>>().join("\\")
 }
 

@@ -68,11 +68,13 @@ fn refuse(error: &clap::Error) -> ! {
     if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         error.exit();
     }
-    let text = error.render().ansi().to_string();
+    let text = error.render().to_string();
     // clap's own last line says less: not of which command the help is.
     let what = text.split("\n\nFor more information").next().unwrap_or(&text).trim_end();
-    let subcommand = std::env::args().nth(1).filter(|name| Cli::command().find_subcommand(name).is_some());
+    let what: Vec<_> = what.lines().map(failure::printable).collect();
+    let subcommand = std::env::args_os().nth(1).and_then(|name| name.into_string().ok());
+    let subcommand = subcommand.filter(|name| Cli::command().find_subcommand(name).is_some());
     let help = subcommand.map_or("portwatch --help".to_owned(), |name| format!("portwatch {name} --help"));
-    anstream::eprintln!("{what}\n  next: `{help}` explains the options");
+    eprintln!("{}\n  next: `{help}` explains the options", what.join("\n"));
     std::process::exit(error.exit_code())
 }

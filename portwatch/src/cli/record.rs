@@ -37,9 +37,10 @@ pub struct RecordArgs {
 }
 
 pub fn run(args: RecordArgs) -> Result<ExitCode> {
-    let request = request(&args.filters, &args.limits, &args.setup, args.command)?;
+    let mut request = request(&args.filters, &args.limits, &args.setup, args.command)?;
     // Refused before anything is loaded; the file itself is made when tracing works.
     recording::Format::of(&args.output)?;
+    request.is_stdout_taken = args.output.as_os_str() == "-";
     let outcome = session::run(request, || {
         let sink = recording::create(&args.output, args.force)?;
         Ok(Box::new(JsonLines::new(sink)) as Box<dyn Output>)

@@ -48,7 +48,8 @@ enum Format {
 }
 
 pub fn run(args: TraceArgs) -> Result<ExitCode> {
-    let request = request(&args.filters, &args.limits, &args.setup, args.command)?;
+    let mut request = request(&args.filters, &args.limits, &args.setup, args.command)?;
+    request.is_stdout_taken = args.format == Format::Jsonl;
     let outcome = session::run(request, || {
         Ok(match args.format {
             Format::Text => Box::new(Text::new(std::io::stdout(), args.color.is_on(&std::io::stdout())))

@@ -291,6 +291,14 @@ impl Endpoints {
         self.local.to_canonical()
     }
 
+    /// The same ends in the one form in which they can be compared: where there is no peer, `remote` says nothing.
+    pub fn comparable(mut self) -> Endpoints {
+        if self.remote_port.is_none() {
+            self.remote = Ipv6Addr::UNSPECIFIED;
+        }
+        self
+    }
+
     /// The peer's address in its natural form; `None` without a peer.
     pub fn remote_ip(&self) -> Option<IpAddr> {
         self.remote_port.map(|_| self.remote.to_canonical())

@@ -40,7 +40,7 @@ pub fn header() -> Header {
             ("time_wait", "exact"),
         ]
         .into(),
-        stack_method: "frame-pointer",
+        stack_method: "unwind",
     }
 }
 

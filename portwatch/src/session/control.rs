@@ -2,11 +2,13 @@
 //! closed pipe.
 
 use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tokio::process::{Child, Command};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -97,13 +99,32 @@ async fn until_end(
     Ok(Ended { by, command: status.filter(|_| by == "exit") })
 }
 
+/// Refuses a command that cannot be started, before anything is made for it.
+pub fn must_be_runnable(program: &str) -> Result<()> {
+    use nix::unistd::{AccessFlags, access};
+    let is_runnable = |path: &Path| path.is_file() && access(path, AccessFlags::X_OK).is_ok();
+    let is_found = if program.contains('/') {
+        is_runnable(Path::new(program))
+    } else {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path).any(|dir| is_runnable(&dir.join(program)))
+    };
+    if !is_found {
+        bail!("cannot run `{program}`: there is no such program\n  next: check the name, or give its path");
+    }
+    Ok(())
+}
+
 /// Starts the command. It is selected as a child of ours from its birth; we ourselves never are.
 fn spawn(request: &Request, shared: &Arc<Shared>) -> Result<Child> {
     let program = &request.command[0];
-    let child = Command::new(program).args(&request.command[1..]).spawn().with_context(|| {
-        let hint = "check the name, or give its path";
-        format!("cannot run `{}`\n  next: {hint}", program.escape_debug())
-    })?;
+    let mut command = Command::new(program);
+    command.args(&request.command[1..]);
+    if request.is_stdout_taken {
+        let stderr = io::stderr().as_fd().try_clone_to_owned().context("cannot duplicate standard error")?;
+        command.stdout(stderr);
+    }
+    let child = command.spawn().with_context(|| format!("cannot run `{program}`"))?;
     shared.tracing().deselect(std::process::id())?;
     Ok(child)
 }

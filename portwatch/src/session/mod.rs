@@ -41,6 +41,8 @@ pub struct Request {
     pub verbose: bool,
     /// A command to run and to trace with its children.
     pub command: Vec<String>,
+    /// Standard output carries the log: the command's own goes to standard error.
+    pub is_stdout_taken: bool,
     /// The filters as typed, for the log's header.
     pub typed: BTreeMap<String, serde_json::Value>,
 }
@@ -114,7 +116,8 @@ pub fn run(mut request: Request, output: impl FnOnce() -> Result<Box<dyn Output>
     for &pid in &request.filters.pids {
         follow::must_exist(pid)?;
     }
-    if !request.command.is_empty() {
+    if let Some(program) = request.command.first() {
+        control::must_be_runnable(program)?;
         // Children join at their birth, so the command is selected before it can do anything.
         request.filters.parents.push(std::process::id());
     }
@@ -127,8 +130,8 @@ pub fn run(mut request: Request, output: impl FnOnce() -> Result<Box<dyn Output>
     });
     let result = trace(&request, &shared, reader, &mut control, output);
     shared.queue.finish();
-    shared.tracing().detach();
-    result
+    let detached = shared.tracing().detach();
+    result.and_then(|outcome| detached.map(|()| outcome))
 }
 
 fn trace(
@@ -162,15 +165,15 @@ fn trace(
 
     let baseline = baseline::start(request, shared)?;
 
-    let ended = control.wait(request, shared, &pipeline)?;
+    let ended = control.wait(request, shared, &pipeline);
 
     if let Some(baseline) = baseline {
         // Bounded in time by itself. A panic in it was printed.
         let _ = baseline.join();
     }
-    shared.tracing().detach();
+    shared.tracing().detach()?;
     shared.settle()?;
-    pipeline.set_end(ended.by);
+    pipeline.set_end(ended.as_ref().map_or("exit", |ended| ended.by));
     shared.queue.stop();
     drop(logger);
     let reading = reader.join().map_err(|_| anyhow::anyhow!("the reader thread panicked"))?;
@@ -182,7 +185,7 @@ fn trace(
         Err(error) if failure::is_closed_pipe(&error) => {}
         Err(error) => return Err(error),
     }
-    Ok(Outcome { command: ended.command })
+    Ok(Outcome { command: ended?.command })
 }
 
 /// Loads the programs, in a place where tracefs is mounted if there can be one.

@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use portwatch_common::counters::MISS_NAMES;
 use portwatch_common::limits::STACK_FRAMES_MAX;
 use portwatch_common::wire::{EVENT_NAMES, stack_id_mix, stack_id_seed};
@@ -84,6 +84,7 @@ pub fn start(
 ) -> Result<Pipeline> {
     let end = Arc::new(End::default());
     let has_stacks = request.stacks;
+    let (ready, is_ready) = mpsc::channel();
     let mut worker = Worker {
         shared,
         output,
@@ -103,13 +104,14 @@ pub fn start(
         written: BTreeMap::new(),
         inferred: BTreeMap::new(),
         skipped: 0,
+        unowned: BTreeMap::new(),
         shares: StackShares::default(),
         is_full: false,
     };
     let thread = thread::Builder::new()
         .name("output".to_owned())
         .spawn(move || {
-            let result = worker.run(has_stacks);
+            let result = worker.run(has_stacks, &ready);
             if result.is_err() {
                 // Nobody must wait for room in a queue that nobody empties.
                 worker.shared.queue.finish();
@@ -118,6 +120,8 @@ pub fn start(
             result
         })
         .context("cannot start the output thread")?;
+    // A thread that ends without a word has its reason told when it is joined.
+    let _ = is_ready.recv();
     Ok(Pipeline { thread, end })
 }
 
@@ -150,19 +154,23 @@ struct Worker {
     inferred: BTreeMap<&'static str, u64>,
     /// Records of unknown kinds.
     skipped: u64,
+    /// Events of holds that are not known, by type: counted as lost.
+    unowned: BTreeMap<&'static str, u64>,
     shares: StackShares,
     /// `count` is reached: what still comes is counted and not written.
     is_full: bool,
 }
 
 impl Worker {
-    fn run(&mut self, has_stacks: bool) -> Result<()> {
+    fn run(&mut self, has_stacks: bool, ready: &mpsc::Sender<()>) -> Result<()> {
         let options = stack::Options { library_patterns: self.library_patterns.clone(), sideband: true };
         let mut stacks = has_stacks.then(|| Stacks::new(options));
         if let Some(note) = stacks.as_ref().and_then(Stacks::note) {
             eprintln!("portwatch: note: {note}");
         }
         self.netns(std::process::id(), self.started_mono_ns)?;
+        // From here on every mapping of every process is followed.
+        let _ = ready.send(());
         let mut flushed_at = Instant::now();
         loop {
             match self.shared.queue.pop(TICK) {
@@ -219,7 +227,7 @@ impl Worker {
     fn record(&mut self, mut record: Record, stacks: &mut Option<Stacks>) -> Result<()> {
         self.baseline(record.mono_ns)?;
         self.expire(record.mono_ns)?;
-        match (&mut record.body, stacks) {
+        match (&mut record.body, stacks.as_mut()) {
             (Body::Stack(raw), Some(stacks)) => return self.stack(raw, record.mono_ns, stacks),
             (Body::Snapshot(raw), Some(stacks)) => return self.snapshot(raw, record.mono_ns, stacks),
             (Body::Hold { hold, .. }, _) => {
@@ -230,40 +238,51 @@ impl Worker {
             _ => {}
         }
         if let Some((event, hold)) = self.holds.reused(&record) {
-            self.event(&event, &hold)?;
+            self.event(&event, &hold, stacks.as_ref())?;
         }
         match self.holds.join(record) {
             Joined::Event(event, hold) => {
                 self.shared.received.fetch_add(1, Ordering::Release);
-                self.event(&event, &hold)
+                self.event(&event, &hold, stacks.as_ref())
             }
             Joined::Nothing => Ok(()),
-            Joined::Orphan(socket) => bail!("the kernel side told of socket {} without its owner", socket.0),
+            Joined::Orphan(name) => {
+                self.shared.received.fetch_add(1, Ordering::Release);
+                *self.unowned.entry(name).or_default() += 1;
+                Ok(())
+            }
         }
     }
 
     fn expire(&mut self, mono_ns: u64) -> Result<()> {
         while let Some((event, hold)) = self.holds.expired(mono_ns) {
-            self.event(&event, &hold)?;
+            self.event(&event, &hold, None)?;
         }
         Ok(())
     }
 
-    fn event(&mut self, event: &Event, hold: &Arc<Hold>) -> Result<()> {
+    fn event(&mut self, event: &Event, hold: &Arc<Hold>, stacks: Option<&Stacks>) -> Result<()> {
         if let Some(opened) = &mut self.opened {
-            opened.insert(hold.endpoints);
+            opened.insert(hold.endpoints.comparable());
         }
         if self.is_full {
             return Ok(());
         }
-        let process = match &hold.owner {
+        let mut process = match &hold.owner {
             Some(owner) => self.processes.get(owner),
             None => Arc::new(Process::default()),
         };
-        if let Some(owner) = &hold.owner {
-            if !self.netns_seen.contains(&hold.endpoints.netns) {
-                self.netns(owner.tgid.unwrap_or(0), event.mono_ns)?;
+        if let (None, Some(stacks), Some(owner)) = (&process.exe, stacks, &hold.owner) {
+            // Too late for /proc; what ran there was followed.
+            let tgid = owner.tgid.unwrap_or(0);
+            if let Some(exe) = stacks.program(tgid, owner.start_boot_ns, hold.begun_mono_ns) {
+                Arc::make_mut(&mut process).exe = Some(exe);
             }
+        }
+        if let Some(owner) = &hold.owner
+            && !self.netns_seen.contains(&hold.endpoints.netns)
+        {
+            self.netns(owner.tgid.unwrap_or(0), event.mono_ns)?;
         }
         let site = hold.stack.and_then(|id| self.call_sites.get(&id));
         let completeness = site.map_or(Completeness::None, |site| site.completeness);
@@ -336,7 +355,7 @@ impl Worker {
         let is_deduced = self.shared.tracing().rung == Rung::Tracepoint;
         let known = self.opened.take().unwrap_or_default();
         for listed in list.sockets {
-            if known.contains(&listed.hold.endpoints) {
+            if known.contains(&listed.hold.endpoints.comparable()) {
                 continue;
             }
             let process = match &listed.hold.owner {
@@ -391,6 +410,9 @@ impl Worker {
                 MISS_NAMES.into_iter().zip(totals.missed[kind]).filter(|(_, missed)| *missed > 0).collect();
             if not_run > 0 {
                 reasons.insert("not_run", not_run);
+            }
+            if let Some(&unowned) = self.unowned.get(name) {
+                reasons.insert("unowned", unowned);
             }
             if totals.missed[kind][portwatch_common::counters::miss::TABLE_FULL] > 0 {
                 summary.is_lower_bound = true;

@@ -145,6 +145,11 @@ impl Stacks {
         self.note.as_deref()
     }
 
+    /// The program that a process ran at `mono_ns`, also when it is gone: as its path was at exec.
+    pub fn program(&self, tgid: u32, start_boot_ns: u64, mono_ns: u64) -> Option<String> {
+        self.maps.program(tgid, start_boot_ns, mono_ns).map(elf::shown)
+    }
+
     /// What was refused or given up so far.
     pub fn counters(&self) -> Counters {
         Counters {

@@ -8,9 +8,10 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::path::Path;
 use std::sync::Arc;
 
-use super::mapping::{Mapping, is_extension, overlay, parse, tidy};
+use super::mapping::{Backing, Mapping, is_extension, overlay, parse, tidy};
 use super::opener::Opener;
 use super::start_time;
 
@@ -42,6 +43,8 @@ pub struct Space {
     until_mono_ns: Option<u64>,
     /// Value of the use counter when it was last asked for.
     used: u64,
+    /// The program itself, where its exec was followed: the first file whose code was mapped.
+    program: Option<Arc<Path>>,
 }
 
 impl Space {
@@ -54,6 +57,7 @@ impl Space {
             since_mono_ns,
             until_mono_ns: None,
             used,
+            program: None,
         }
     }
 
@@ -197,6 +201,12 @@ impl ProcessMaps {
         }
     }
 
+    /// The program that a process ran at `mono_ns`, where its exec was followed.
+    pub fn program(&self, tgid: u32, start_boot_ns: u64, mono_ns: u64) -> Option<&Path> {
+        let at = self.position(tgid, start_boot_ns, mono_ns)?;
+        self.spaces.get(&tgid)?.get(at)?.program.as_deref()
+    }
+
     /// As [`ProcessMaps::find`], but looks into `/proc` again if it can, because an address was in no known mapping.
     ///
     /// # Errors
@@ -221,6 +231,7 @@ impl ProcessMaps {
             Some(from) => Space {
                 generation: from.generation,
                 mappings: from.mappings,
+                program: from.program,
                 is_complete: from.is_complete,
                 ..new
             },
@@ -248,6 +259,11 @@ impl ProcessMaps {
         }
         let generation = self.generation + 1;
         let Some(space) = self.spaces.get_mut(&tgid).and_then(|spaces| spaces.last_mut()) else { return };
+        if let (Backing::File { path, .. }, true, true) =
+            (&mapping.backing, space.mappings.is_empty(), space.is_complete)
+        {
+            space.program = Some(Arc::clone(path));
+        }
         let (is_replaced, is_dropped) = overlay(Arc::make_mut(&mut space.mappings), mapping);
         if is_replaced {
             space.generation = generation;

@@ -32,7 +32,8 @@ pub fn lints(workspace: &Workspace, summary: &mut Summary) {
         }
     }
     step(summary, "format", workspace.cargo().args(["fmt", "--all", "--check"]));
-    step(summary, "lints", workspace.cargo().args(["clippy", "--all-targets", "--", "--deny=warnings"]));
+    let everything = ["clippy", "--all-targets", "--features", "xtask/bench", "--", "--deny=warnings"];
+    step(summary, "lints", workspace.cargo().args(everything));
     // Linted as a program for this machine: clippy comes with the usual compiler, not with the one for BPF. An explicit
     // target keeps its flags, and so its files, apart from the rest.
     let host = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);

@@ -1,5 +1,6 @@
 //! One file per task.
 
+pub mod bench;
 pub mod build;
 pub mod check;
 pub mod dist;

@@ -1,0 +1,35 @@
+//! The tests, one file per client.
+
+mod curl;
+mod java;
+mod nginx;
+mod node;
+mod postgresql;
+mod python;
+mod redis;
+mod telling;
+
+use crate::Stopped;
+use crate::stage::Stage;
+
+pub struct Scenario {
+    pub name: &'static str,
+    pub play: fn(&Stage) -> Result<(), Stopped>,
+}
+
+pub const ALL: &[Scenario] = &[
+    Scenario { name: "python_requests_each_connects", play: python::each_connects },
+    Scenario { name: "python_requests_session_connects_once", play: python::session_connects_once },
+    Scenario { name: "python_requests_of_threads", play: python::threads },
+    Scenario { name: "curl_one_shot", play: curl::one_shot },
+    Scenario { name: "curl_refused_keeps_exit_code", play: curl::refused },
+    Scenario { name: "curl_children_of_a_loop", play: curl::children_of_a_loop },
+    Scenario { name: "curl_killed_by_signal", play: curl::killed },
+    Scenario { name: "nginx_proxy_without_keepalive", play: nginx::proxy },
+    Scenario { name: "nginx_upstream_down", play: nginx::upstream_down },
+    Scenario { name: "redis_benchmark", play: redis::benchmark },
+    Scenario { name: "redis_benchmark_refused", play: redis::refused },
+    Scenario { name: "node_http_without_keepalive", play: node::without_keepalive },
+    Scenario { name: "postgresql_psql", play: postgresql::psql },
+    Scenario { name: "java_sockets", play: java::sockets },
+];
