@@ -114,15 +114,17 @@ fn table(file: &str, prefix: &str) -> HashMap<String, u64> {
 pub struct Row {
     pub port_local: u16,
     pub port_remote: u16,
-    /// A time-wait entry shows its substate.
     pub state: State,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     SynSent,
+    /// Of a full socket.
     FinWait2,
-    TimeWait,
+    /// A time-wait entry, by its substate.
+    FinWait2Entry,
+    TimeWaitEntry,
     Other,
 }
 
@@ -139,10 +141,13 @@ fn row(line: &str) -> Option<Row> {
     }
     let port = |word: &str| u16::from_str_radix(word.rsplit_once(':')?.1, 16).ok();
     let (port_local, port_remote) = (port(words.next()?)?, port(words.next()?)?);
-    let state = match words.next()? {
-        "02" => State::SynSent,
-        "05" => State::FinWait2,
-        "06" => State::TimeWait,
+    let (state, _queues, timer) = (words.next()?, words.next()?, words.next()?);
+    // Timer 3 is the one of time-wait entries alone.
+    let state = match (state, timer.split(':').next()?) {
+        ("02", _) => State::SynSent,
+        ("05", "03") => State::FinWait2Entry,
+        ("05", _) => State::FinWait2,
+        ("06", _) => State::TimeWaitEntry,
         _ => State::Other,
     };
     Some(Row { port_local, port_remote, state })

@@ -104,10 +104,11 @@ impl Connection {
     pub fn close_client_only(self, truth: &mut Truth) -> HalfClosed {
         let Connection { client, accepted, id } = self;
         let (port_local, port_remote) = (client.local().port(), truth.story(id).peer.expect("a peer").port());
+        client.half_close(port_remote);
         drop(client);
         accepted.wait_for_end();
         let half = HalfClosed { accepted, port_local, port_remote };
-        half.wait_for(Some(State::FinWait2));
+        half.wait_for(Some(State::FinWait2Entry));
         truth.then(id, closed_into_time_wait(Some(Substate::FinWait2)));
         half
     }
@@ -125,6 +126,15 @@ impl Connection {
 pub fn closed_into_time_wait(substate: Option<Substate>) -> [Happened; 2] {
     let closer = Closer::Local;
     [Happened::TimeWait { closer, substate }, Happened::Closed { closer }]
+}
+
+impl Socket {
+    /// Sends a FIN and waits for its acknowledgement. What closes after that is sure to leave a time-wait entry: one
+    /// that closes with its FIN unanswered may stay a full socket, and be reset after `tcp_fin_timeout`.
+    pub fn half_close(&self, port_remote: u16) {
+        self.shutdown_write();
+        wait_for_client(self.local().port(), port_remote, Some(State::FinWait2));
+    }
 }
 
 /// A connection whose client has gone into TIME_WAIT and whose server has not closed.

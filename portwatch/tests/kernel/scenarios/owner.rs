@@ -11,7 +11,7 @@ use crate::sockets::Socket;
 use crate::stage::{
     Connection, Part, Server, V4, address, closed_into_time_wait, released, time_wait_ends, wait_for_client,
 };
-use crate::truth::{Reason, Truth};
+use crate::truth::{Reason, Substate, Truth};
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario::with(
@@ -28,6 +28,7 @@ pub const SCENARIOS: &[Scenario] = &[
 
 pub const PARTS: &[(&str, PartFn)] = &[
     ("connect_and_exit", connect_and_exit),
+    ("half_close_and_exit", half_close_and_exit),
     ("connect_as_nobody", connect_as_nobody),
     ("connect_many", connect_many),
     ("hold_inherited", hold_inherited),
@@ -55,13 +56,25 @@ fn connect_and_exit(args: &[String]) -> Truth {
     truth
 }
 
+/// The same, with the FIN sent and acknowledged before the end.
+fn half_close_and_exit(args: &[String]) -> Truth {
+    let mut truth = Truth::new();
+    let (client, peer) = (Socket::v4(), address(&args[0]));
+    let id = truth.connected(&client, peer);
+    client.half_close(peer.port());
+    std::mem::forget(client);
+    truth.then(id, closed_into_time_wait(Some(Substate::FinWait2)));
+    truth.then(id, [time_wait_ends()]);
+    truth
+}
+
 /// The entry outlives its process and still names it.
 fn exits_in_time_wait(truth: &mut Truth) {
     let server = Server::start(truth, V4);
-    let part = Part::start("connect_and_exit", &[V4]);
+    let part = Part::start("half_close_and_exit", &[V4]);
     let accepted = server.socket.accept_any();
-    let mut connected = part.finish();
     accepted.wait_for_end();
+    let mut connected = part.finish();
     let story = &mut connected.stories[0];
     story.events.pop();
     story.events.push(released(Reason::TwExpired));
