@@ -41,7 +41,9 @@ fn number_in_own_ns(task: u64) -> u32 {
         }
         let upid = pid + offset!(pid_numbers) as u64 + at as u64 * offset!(upid_size) as u64;
         let ns = kernel_pointer(upid, offset!(upid_ns)).unwrap_or(0);
-        if kernel::<u32>(ns, offset!(pid_ns_inum)) == Some(setting!(pid_ns_inum)) {
+        // Not compared as an option: LLVM would look at what was not read, which the verifier refuses.
+        let inum: u32 = kernel(ns, offset!(pid_ns_inum)).unwrap_or(0);
+        if inum == setting!(pid_ns_inum) {
             return kernel(upid, offset!(upid_nr)).unwrap_or(0);
         }
     }

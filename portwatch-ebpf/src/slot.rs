@@ -87,8 +87,6 @@ pub struct InCall {
 #[derive(Clone, Copy)]
 pub struct Connecting {
     pub pid_tgid: u64,
-    pub net: u64,
-    pub port_remote: u16,
-    pub reserved: [u8; 6],
-    pub addr_remote: [u8; 16],
+    /// `struct sock *`, key of its slot.
+    pub sk: u64,
 }

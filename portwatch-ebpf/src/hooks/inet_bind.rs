@@ -6,11 +6,11 @@ use portwatch_common::counters::hook;
 use portwatch_common::wire::how;
 
 use super::{done, enter, leave, now};
+use crate::life::{self, Asked};
 use crate::maps::scratch;
 use crate::read::kernel_pointer;
 use crate::settings::{offset, setting};
 use crate::sock::{Sock, Sockaddr};
-use crate::life::{self, Asked};
 use crate::{counters, owner};
 
 /// Key of `inet6_bind` in the map of calls under way.

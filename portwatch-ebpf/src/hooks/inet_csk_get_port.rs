@@ -9,11 +9,11 @@ use portwatch_common::counters::hook;
 use portwatch_common::wire::how;
 
 use super::{done, enter, leave, now};
+use crate::counters;
+use crate::life::{self, Asked};
 use crate::maps::scratch;
 use crate::slot::flags;
 use crate::sock::{Sock, state};
-use crate::life::{self, Asked};
-use crate::counters;
 
 #[fexit(function = "inet_csk_get_port")]
 pub fn inet_csk_get_port_fexit(ctx: FExitContext) -> i32 {

@@ -119,7 +119,7 @@ fn connecting(sk: Sock) {
     slot.flags |= flags::IN_CONNECT;
     slot.stale_sport = sk.sport();
     life::track(sk, slot);
-    mark_connecting(sk, slot);
+    mark_connecting(sk);
 }
 
 /// A bound socket connects. It keeps its hold, and it is now known whether its peer is a wanted one.
@@ -132,10 +132,11 @@ fn connecting_bound(sk: Sock, slot: &mut Slot, now_ns: u64) {
     let _ = sk.read_endpoints(&mut slot.hold.endpoints);
     slot.hold.endpoints.port_local = port;
     slot.attempt_ns = now_ns;
+    slot.hold.search_ns = 0;
     slot.flags &= !flags::FAILURE_TOLD;
     slot.flags |= flags::IN_CONNECT;
     slot.stale_sport = sk.sport();
-    mark_connecting(sk, slot);
+    mark_connecting(sk);
     if slot.flags & flags::AWAITS_PEER != 0 {
         if !life::wants_addresses(&slot.hold.endpoints) {
             life::forget(sk);
@@ -149,7 +150,7 @@ fn connecting_bound(sk: Sock, slot: &mut Slot, now_ns: u64) {
 
 /// A time-wait entry that dies inside this connect was reused by it.
 #[inline(always)]
-fn mark_connecting(sk: Sock, slot: &Slot) {
+fn mark_connecting(sk: Sock) {
     if setting!(rung) == rung::TRACEPOINT {
         return;
     }
@@ -157,9 +158,7 @@ fn mark_connecting(sk: Sock, slot: &Slot) {
         // SAFETY: this CPU's map value; a lost race makes a reuse look like a reset.
         unsafe {
             (*connecting).pid_tgid = aya_ebpf::helpers::bpf_get_current_pid_tgid();
-            (*connecting).net = sk.net().unwrap_or(0);
-            (*connecting).port_remote = slot.hold.endpoints.port_remote;
-            (*connecting).addr_remote = slot.hold.endpoints.addr_remote;
+            (*connecting).sk = sk.0;
         }
     }
 }

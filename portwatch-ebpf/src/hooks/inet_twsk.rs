@@ -120,27 +120,35 @@ fn killed(tw: Sock) {
     }
 }
 
-/// Why an entry dies. Its timer tells expiry; inside a connect to the same place it is reuse; in a namespace that
-/// nobody holds any more it is the end of that; what is left are a RST and, on a listening port, a new SYN.
+/// Why an entry dies. Its timer tells expiry; inside a search for a port to the same place it is reuse; in a namespace
+/// that nobody holds any more it is the end of that; what is left are a RST and, on a listening port, a new SYN.
 #[inline(always)]
 fn cause(tw: Sock, slot: &TimeWaitSlot) -> u8 {
-    if let Some(connecting) = CONNECTING.get(0) {
-        if connecting.pid_tgid != 0
-            && connecting.pid_tgid == bpf_get_current_pid_tgid()
-            && connecting.net == slot.net
-            && connecting.port_remote == slot.port_remote
-            && is_same(&connecting.addr_remote, &slot.addr_remote)
-        {
-            return reason::TW_REUSED;
-        }
-    }
     if is_expired(tw) {
         return reason::TW_EXPIRED;
+    }
+    if is_searched_for(slot) {
+        return reason::TW_REUSED;
     }
     if offset!(net_count) != ABSENT && kernel::<u32>(slot.net, offset!(net_count)) == Some(0) {
         return reason::NETNS_EXIT;
     }
     reason::TW_RESET
+}
+
+/// Whether the running task is searching for a port to the same place.
+#[inline(always)]
+fn is_searched_for(slot: &TimeWaitSlot) -> bool {
+    let Some(connecting) = CONNECTING.get(0) else { return false };
+    if connecting.pid_tgid == 0 || connecting.pid_tgid != bpf_get_current_pid_tgid() {
+        return false;
+    }
+    let Some(attempt) = life::slot_of(Sock(connecting.sk)) else { return false };
+    // The search is over once its time is known.
+    attempt.flags & flags::IN_CONNECT != 0
+        && attempt.hold.search_ns == 0
+        && attempt.hold.endpoints.port_remote == slot.port_remote
+        && is_same(&attempt.hold.endpoints.addr_remote, &slot.addr_remote)
 }
 
 #[inline(always)]

@@ -10,13 +10,13 @@ use portwatch_common::counters::hook;
 use portwatch_common::wire::{failed_flags, how, kind, reason};
 
 use super::now;
+use crate::life::{self, Asked};
 use crate::maps::scratch;
 use crate::owner::current_task;
 use crate::read::{kernel, kernel_pointer};
 use crate::settings::{offset, setting};
 use crate::slot::flags;
 use crate::sock::{Sock, Sockaddr, state};
-use crate::life::{self, Asked};
 use crate::{counters, emit, owner, registers};
 
 const EINTR: i32 = 4;

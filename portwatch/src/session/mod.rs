@@ -88,15 +88,17 @@ impl Shared {
         self.baseline.lock().unwrap_or_else(PoisonError::into_inner).take_if(|list| list.mono_ns <= mono_ns)
     }
 
+    /// Whether everything that the kernel side has sent until now is received.
+    fn is_caught_up(&self) -> Result<bool> {
+        Ok(self.received.load(Ordering::Acquire) >= self.tracing().totals()?.sent())
+    }
+
     /// Waits until everything that the kernel side counted as sent has been received. The programs are detached:
     /// what still runs on another CPU is over in microseconds, and the deadline is for a reader that cannot go on.
     fn settle(&self) -> Result<()> {
         const DEADLINE: Duration = Duration::from_secs(10);
         let started = Instant::now();
-        while self.received.load(Ordering::Acquire) < self.tracing().totals()?.sent()
-            && started.elapsed() < DEADLINE
-            && !self.queue.is_finished()
-        {
+        while !self.is_caught_up()? && started.elapsed() < DEADLINE && !self.queue.is_finished() {
             std::thread::sleep(Duration::from_millis(1));
         }
         Ok(())

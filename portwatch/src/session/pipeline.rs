@@ -31,6 +31,9 @@ const TICK: Duration = Duration::from_millis(50);
 /// Output is flushed at least this often while a lot comes.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(200);
 
+/// Records are in the order of their places in the ring; their times may be out of order by less than this.
+const ORDER_WINDOW_NS: u64 = 10_000_000;
+
 /// A snapshot's hold comes right behind it, and again only if the ring was full.
 const SNAPSHOTS_REMEMBERED: usize = 65_536;
 
@@ -183,7 +186,9 @@ impl Worker {
                 }
                 Received::Nothing => {
                     let now_ns = clock::mono_now_ns()?;
-                    self.baseline(now_ns)?;
+                    if self.shared.is_caught_up()? {
+                        self.baseline(now_ns)?;
+                    }
                     self.expire(now_ns)?;
                     if let Some(stacks) = &mut stacks {
                         self.drain_sideband(stacks)?;
@@ -225,7 +230,7 @@ impl Worker {
     }
 
     fn record(&mut self, mut record: Record, stacks: &mut Option<Stacks>) -> Result<()> {
-        self.baseline(record.mono_ns)?;
+        self.baseline(record.mono_ns.saturating_sub(ORDER_WINDOW_NS))?;
         self.expire(record.mono_ns)?;
         match (&mut record.body, stacks.as_mut()) {
             (Body::Stack(raw), Some(stacks)) => return self.stack(raw, record.mono_ns, stacks),
