@@ -3,11 +3,10 @@
 //! Where no hook sees the end of TIME_WAIT, it is deduced here: the same 4-tuple is used again, or the time is over.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::Ipv6Addr;
 use std::sync::Arc;
 
 use crate::event::decode::{Body, Failure, Record};
-use crate::event::{Confidence, Direction, Endpoints, Event, Hold, Reason, SocketId, What};
+use crate::event::{Confidence, Direction, Event, Hold, Reason, SocketId, Tuple, What};
 
 /// How long a time-wait entry lives: `TCP_TIMEWAIT_LEN`, and up to two seconds more until its coarse timer fires.
 const TIME_WAIT_NS: u64 = 61_000_000_000;
@@ -25,24 +24,6 @@ pub struct Holds {
     /// Deduced TIME_WAITs, oldest first. Those that ended early are still here and skipped.
     waiting: VecDeque<(u64, Tuple, SocketId)>,
     waiting_by_tuple: HashMap<Tuple, (u64, Arc<Hold>)>,
-}
-
-/// What the kernel tells connections apart by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Tuple {
-    netns: u32,
-    local: (Ipv6Addr, Option<u16>),
-    remote: (Ipv6Addr, Option<u16>),
-}
-
-impl From<&Endpoints> for Tuple {
-    fn from(ends: &Endpoints) -> Self {
-        Tuple {
-            netns: ends.netns,
-            local: (ends.local, ends.local_port),
-            remote: (ends.remote, ends.remote_port),
-        }
-    }
 }
 
 /// What a record turns into.
@@ -64,7 +45,7 @@ impl Holds {
     /// Takes in a time-wait entry whose end no hook will see and that has `left_ns` to live.
     pub fn insert_waiting(&mut self, hold: Arc<Hold>, mono_ns: u64, left_ns: u64) {
         let since_ns = (mono_ns + left_ns).saturating_sub(TIME_WAIT_NS);
-        let tuple = Tuple::from(&hold.endpoints);
+        let tuple = hold.endpoints.tuple();
         let at = self.waiting.partition_point(|(other, ..)| *other <= since_ns);
         self.waiting.insert(at, (since_ns, tuple, hold.socket));
         self.waiting_by_tuple.insert(tuple, (since_ns, hold));
@@ -105,7 +86,7 @@ impl Holds {
             Body::Established { endpoints, .. } => endpoints,
             _ => return None,
         };
-        self.end_waiting(Tuple::from(endpoints), Reason::TimeWaitReused, record.mono_ns)
+        self.end_waiting(endpoints.tuple(), Reason::TimeWaitReused, record.mono_ns)
     }
 
     fn end_waiting(&mut self, tuple: Tuple, reason: Reason, mono_ns: u64) -> Option<(Event, Arc<Hold>)> {
@@ -118,7 +99,7 @@ impl Holds {
     /// The full socket behind a deduced time-wait entry is gone: from here on only time and tuple tell of it.
     fn wait(&mut self, socket: SocketId, since_ns: u64) {
         if let Some(hold) = self.alive.remove(&socket) {
-            let tuple = Tuple::from(&hold.endpoints);
+            let tuple = hold.endpoints.tuple();
             self.waiting.push_back((since_ns, tuple, socket));
             self.waiting_by_tuple.insert(tuple, (since_ns, hold));
         }
@@ -216,7 +197,9 @@ impl Holds {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Family, How, Protocol, TimeWaitState, Traffic};
+    use std::net::Ipv6Addr;
+
+    use crate::event::{Endpoints, Family, How, Protocol, TimeWaitState, Traffic};
 
     fn hold(socket: u64) -> Hold {
         Hold {

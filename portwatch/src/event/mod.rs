@@ -291,12 +291,11 @@ impl Endpoints {
         self.local.to_canonical()
     }
 
-    /// The same ends in the one form in which they can be compared: where there is no peer, `remote` says nothing.
-    pub fn comparable(mut self) -> Endpoints {
-        if self.remote_port.is_none() {
-            self.remote = Ipv6Addr::UNSPECIFIED;
-        }
-        self
+    /// What the kernel tells sockets apart by: the same whatever the family a mapped address was written in.
+    pub fn tuple(&self) -> Tuple {
+        // Where there is no peer, `remote` says nothing.
+        let remote = self.remote_port.map(|port| (self.remote, port));
+        Tuple { netns: self.netns, local: (self.local, self.local_port), remote }
     }
 
     /// The peer's address in its natural form; `None` without a peer.
@@ -309,6 +308,26 @@ impl Endpoints {
         self.family == Family::Ipv6
             && (self.local.to_ipv4_mapped().is_some()
                 || (self.remote_port.is_some() && self.remote.to_ipv4_mapped().is_some()))
+    }
+}
+
+/// Both ends of a socket, for comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tuple {
+    netns: u32,
+    local: (Ipv6Addr, Option<u16>),
+    remote: Option<(Ipv6Addr, u16)>,
+}
+
+impl Tuple {
+    /// The other end of the same connection, where both are on this host.
+    pub fn peer(self) -> Option<Tuple> {
+        let (address, port) = self.remote?;
+        Some(Tuple {
+            netns: self.netns,
+            local: (address, Some(port)),
+            remote: Some((self.local.0, self.local.1?)),
+        })
     }
 }
 

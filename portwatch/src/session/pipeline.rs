@@ -16,7 +16,7 @@ use super::{Request, Shared};
 use crate::aggregate::holds::{Holds, Joined};
 use crate::bpf::{NotRun, Received, Rung, Totals};
 use crate::event::decode::{Body, DecodeError, Record, records};
-use crate::event::{Confidence, Endpoints, Event, Hold, RawSnapshot, RawStack, StackId};
+use crate::event::{Confidence, Event, Hold, RawSnapshot, RawStack, StackId, Tuple};
 use crate::kernel::cgroups::Cgroups;
 use crate::kernel::clock::{self, Anchor};
 use crate::kernel::netns::{self, Namespace};
@@ -144,7 +144,7 @@ struct Worker {
     holds: Holds,
     /// The ends of what was opened since the start, until the list of what was open before is there: that may hold
     /// some of it, too.
-    opened: Option<HashSet<Endpoints>>,
+    opened: Option<HashSet<Tuple>>,
     processes: Processes,
     netns_seen: HashSet<u32>,
     call_sites: HashMap<StackId, CallSite>,
@@ -268,7 +268,7 @@ impl Worker {
 
     fn event(&mut self, event: &Event, hold: &Arc<Hold>, stacks: Option<&Stacks>) -> Result<()> {
         if let Some(opened) = &mut self.opened {
-            opened.insert(hold.endpoints.comparable());
+            opened.insert(hold.endpoints.tuple());
         }
         if self.is_full {
             return Ok(());
@@ -360,7 +360,9 @@ impl Worker {
         let is_deduced = self.shared.tracing().rung == Rung::Tracepoint;
         let known = self.opened.take().unwrap_or_default();
         for listed in list.sockets {
-            if known.contains(&listed.hold.endpoints.comparable()) {
+            let tuple = listed.hold.endpoints.tuple();
+            // The hooks told of it, or of the connect that it was accepted from.
+            if known.contains(&tuple) || tuple.peer().is_some_and(|peer| known.contains(&peer)) {
                 continue;
             }
             let process = match &listed.hold.owner {

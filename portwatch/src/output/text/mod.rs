@@ -73,7 +73,7 @@ struct Widths {
 }
 
 impl Widths {
-    const FIRST: Widths = Widths { pid: 5, comm: 7, local: 15, remote: 15 };
+    const FIRST: Widths = Widths { pid: 5, comm: 7, local: 14, remote: 14 };
     /// The longest PIDs and names; the longest IPv4 address with a port. IPv6 addresses may be longer and stand out.
     const MAX: Widths = Widths { pid: 7, comm: 15, local: 21, remote: 21 };
 
