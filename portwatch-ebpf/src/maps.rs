@@ -125,7 +125,8 @@ pub mod scratch {
     pub const ADOPT: u32 = 5;
     pub const ADOPT_NESTED: u32 = 6;
     pub const ADOPT_TIME_WAIT: u32 = 7;
-    pub const PLACES: u32 = 8;
+    pub const CONNECT_NESTED: u32 = 8;
+    pub const PLACES: u32 = 9;
 }
 
 /// Values of [`PIDS`].

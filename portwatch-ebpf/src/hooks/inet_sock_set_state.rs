@@ -32,7 +32,7 @@ pub fn inet_sock_set_state(ctx: RawTracePointContext) -> i32 {
     set_running(1);
     let (sk, old, new) = arguments(&ctx);
     if new == state::SYN_SENT && old == state::CLOSE {
-        connecting(sk);
+        connecting(sk, scratch::CONNECT);
     } else if is_of_interest(old, new) {
         changed(sk, old, new, scratch::ADOPT);
     }
@@ -40,14 +40,16 @@ pub fn inet_sock_set_state(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// The same for what interrupts the other one. A connect never does: it is made in process context.
+/// The same for what interrupts the other one: a softirq, and on kernels whose tracepoints can be preempted any task.
 ///
 /// Must be attached after the other one, so that on kernels that do run programs again it finds that done.
 #[raw_tracepoint(tracepoint = "inet_sock_set_state")]
 pub fn inet_sock_set_state_nested(ctx: RawTracePointContext) -> i32 {
     if STATE_RUNNING.get(0).copied() == Some(1) {
         let (sk, old, new) = arguments(&ctx);
-        if is_of_interest(old, new) {
+        if new == state::SYN_SENT && old == state::CLOSE {
+            connecting(sk, scratch::CONNECT_NESTED);
+        } else if is_of_interest(old, new) {
             changed(sk, old, new, scratch::ADOPT_NESTED);
         }
         counters::nested_run();
@@ -91,7 +93,7 @@ pub fn tcp_destroy_sock(ctx: RawTracePointContext) -> i32 {
 
 /// A connect begins, in the task that asks for it. Source and destination are known, the port is not yet.
 #[inline(always)]
-fn connecting(sk: Sock) {
+fn connecting(sk: Sock, place: u32) {
     if !sk.is_tcp() {
         return;
     }
@@ -106,7 +108,7 @@ fn connecting(sk: Sock) {
             life::end_stale(sk, slot, now_ns);
         }
     }
-    let Some(slot) = life::describe(sk, scratch::CONNECT, how::CONNECT, None, now_ns) else { return };
+    let Some(slot) = life::describe(sk, place, how::CONNECT, None, now_ns) else { return };
     if slot.flags & flags::IS_SELF != 0 {
         counters::self_test_hit(hook::STATE_SYN_SENT);
     }
