@@ -172,15 +172,14 @@ pub struct Asked {
 /// what the verifier has to look at.
 #[inline(always)]
 pub fn asked(sk: Sock, place: u32, asked: &Asked, now_ns: u64) -> Option<()> {
-    if asked.errno == 0 {
-        if let Some(slot) = slot_of(sk) {
-            if slot.flags & flags::HAS_PORT != 0 {
-                if slot.hold.endpoints.port_local == sk.num() {
-                    return None;
-                }
-                end_stale(sk, slot, now_ns);
-            }
+    if asked.errno == 0
+        && let Some(slot) = slot_of(sk)
+        && slot.flags & flags::HAS_PORT != 0
+    {
+        if slot.hold.endpoints.port_local == sk.num() {
+            return None;
         }
+        end_stale(sk, slot, now_ns);
     }
     let slot = describe(sk, place, asked.how, None, now_ns)?;
     slot.hold.endpoints.port_remote = 0;

@@ -6,7 +6,7 @@
 #![no_std]
 #![no_main]
 // For one atomic add, see `counters`.
-#![feature(asm_experimental_arch)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 mod counters;
 mod emit;

@@ -36,7 +36,7 @@ pub fn inet_listen_fexit(ctx: FExitContext) -> i32 {
 
 #[kprobe]
 pub fn inet_bind_entry(ctx: ProbeContext) -> u32 {
-    done(enter(&ctx, hook::BIND))
+    enter(&ctx, hook::BIND)
 }
 
 #[kretprobe]
@@ -46,7 +46,7 @@ pub fn inet_bind_return(ctx: RetProbeContext) -> u32 {
 
 #[kprobe]
 pub fn inet6_bind_entry(ctx: ProbeContext) -> u32 {
-    done(enter(&ctx, V6_CALL))
+    enter(&ctx, V6_CALL)
 }
 
 #[kretprobe]
@@ -56,7 +56,7 @@ pub fn inet6_bind_return(ctx: RetProbeContext) -> u32 {
 
 #[kprobe]
 pub fn inet_listen_entry(ctx: ProbeContext) -> u32 {
-    done(enter(&ctx, hook::LISTEN))
+    enter(&ctx, hook::LISTEN)
 }
 
 #[kretprobe]

@@ -23,7 +23,7 @@ pub fn inet_csk_get_port_fexit(ctx: FExitContext) -> i32 {
 
 #[kprobe]
 pub fn inet_csk_get_port_entry(ctx: ProbeContext) -> u32 {
-    done(enter(&ctx, hook::GET_PORT))
+    enter(&ctx, hook::GET_PORT)
 }
 
 #[kretprobe]

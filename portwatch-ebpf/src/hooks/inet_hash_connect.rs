@@ -26,7 +26,7 @@ pub fn inet6_hash_connect_fexit(ctx: FExitContext) -> i32 {
 
 #[kprobe]
 pub fn inet_hash_connect_entry(ctx: ProbeContext) -> u32 {
-    done(enter(&ctx, hook::HASH_CONNECT))
+    enter(&ctx, hook::HASH_CONNECT)
 }
 
 #[kretprobe]
@@ -36,7 +36,7 @@ pub fn inet_hash_connect_return(ctx: RetProbeContext) -> u32 {
 
 #[kprobe]
 pub fn inet6_hash_connect_entry(ctx: ProbeContext) -> u32 {
-    done(enter(&ctx, hook::HASH_CONNECT_V6))
+    enter(&ctx, hook::HASH_CONNECT_V6)
 }
 
 #[kretprobe]

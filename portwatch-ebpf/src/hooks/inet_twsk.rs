@@ -30,7 +30,7 @@ pub fn inet_twsk_alloc_fexit(ctx: FExitContext) -> i32 {
 
 #[kprobe]
 pub fn inet_twsk_alloc_entry(ctx: ProbeContext) -> u32 {
-    done(enter(&ctx, hook::TWSK_ALLOC))
+    enter(&ctx, hook::TWSK_ALLOC)
 }
 
 #[kretprobe]

@@ -31,7 +31,7 @@ pub fn tcp_v6_connect_fexit(ctx: FExitContext) -> i32 {
 
 #[kprobe]
 pub fn tcp_v4_connect_entry(ctx: ProbeContext) -> u32 {
-    done(enter(&ctx, hook::TCP_CONNECT))
+    enter(&ctx, hook::TCP_CONNECT)
 }
 
 #[kretprobe]
@@ -41,7 +41,7 @@ pub fn tcp_v4_connect_return(ctx: RetProbeContext) -> u32 {
 
 #[kprobe]
 pub fn tcp_v6_connect_entry(ctx: ProbeContext) -> u32 {
-    done(enter(&ctx, V6_CALL))
+    enter(&ctx, V6_CALL)
 }
 
 #[kretprobe]

@@ -315,6 +315,8 @@ mod tests {
         let status = std::process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "kernel::cgroups::tests::id_is_the_one_that_the_kernel_tells", "--nocapture"])
             .env(CHILD, &own.0)
+            // Its words are a test run's, too, and not this one's.
+            .stdout(std::process::Stdio::null())
             .status()
             .unwrap();
         assert!(status.success());

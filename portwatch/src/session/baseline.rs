@@ -15,6 +15,7 @@ use crate::kernel::baseline::{Baseline, OpenSocket, Selection};
 use crate::kernel::clock;
 use crate::kernel::netns::{self, Seen};
 use crate::kernel::socket_owners::Among;
+use crate::kernel::socket_row::State;
 
 /// A socket of the list, with the id it goes by.
 #[derive(Clone, Debug)]
@@ -75,7 +76,9 @@ fn take(filters: &KernelFilters, accepted: bool, shared: &Shared) -> Result<()> 
     for open in baseline.sockets {
         // Accepted connections are told of on demand, and only then do the hooks know those that are new.
         let is_accepted = open.direction == Direction::In && open.endpoints.remote_port.is_some();
-        if (accepted || !is_accepted) && wants(filters, pids.as_deref(), &open) {
+        // A connect under way may have begun after the hooks were attached and not be told of yet: its answer decides.
+        let is_attempt = open.state == State::SynSent;
+        if (accepted || !is_accepted) && !is_attempt && wants(filters, pids.as_deref(), &open) {
             let socket = SocketId(list.sockets.len() as u64 + 1);
             list.sockets.push(describe(open, socket, baseline.mono_ns));
         }
