@@ -123,6 +123,14 @@ pub mod filter {
     pub const NEEDS_PEER: u32 = PORT_REMOTE | ADDR_REMOTE;
 }
 
+/// Values of the map of selected processes.
+pub mod pid_flags {
+    /// Its own sockets are wanted.
+    pub const SELECTED: u32 = 1 << 0;
+    /// Its children are wanted, from their birth.
+    pub const CHILDREN: u32 = 1 << 1;
+}
+
 /// Read-only settings of the kernel programs.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]

@@ -1,15 +1,13 @@
 //! Which holds are wanted. Judged once per hold: the owner at allocation, the addresses when they are known.
 
-use portwatch_common::config::filter;
+use portwatch_common::config::{filter, pid_flags};
 use portwatch_common::limits::COMM_LEN;
 use portwatch_common::wire::{Endpoints, Owner};
 
 use aya_ebpf::maps::Array;
 use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 
-use crate::maps::{
-    ADDRS_LOCAL, ADDRS_REMOTE, COMM_ACCEPTS, NETNSES, PIDS, PORTS_LOCAL, PORTS_REMOTE, UIDS, pid_flags,
-};
+use crate::maps::{ADDRS_LOCAL, ADDRS_REMOTE, COMM_ACCEPTS, NETNSES, PIDS, PORTS_LOCAL, PORTS_REMOTE, UIDS};
 use crate::owner::current_task;
 use crate::read::{kernel, kernel_pointer};
 use crate::settings::{offset, setting};

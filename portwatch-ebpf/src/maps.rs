@@ -83,7 +83,7 @@ pub static ROWS: HashMap<RowKey, Row> = HashMap::with_max_entries(1, 0);
 #[map]
 pub static SNAPSHOT_BUDGETS: LruHashMap<u32, Budget> = LruHashMap::with_max_entries(1, 0);
 
-/// `-p`: process → flags, see [`pid_flags`]. Written by user space, and by the fork hook with `-f`.
+/// `-p`: process → flags, see [`portwatch_common::config::pid_flags`]. Written by user space, and by the fork hook with `-f`.
 #[map]
 pub static PIDS: HashMap<u32, u32> = HashMap::with_max_entries(1, 0);
 
@@ -127,12 +127,4 @@ pub mod scratch {
     pub const ADOPT_TIME_WAIT: u32 = 7;
     pub const CONNECT_NESTED: u32 = 8;
     pub const PLACES: u32 = 9;
-}
-
-/// Values of [`PIDS`].
-pub mod pid_flags {
-    /// Its own sockets are wanted.
-    pub const SELECTED: u32 = 1 << 0;
-    /// Its children are wanted, from their birth.
-    pub const CHILDREN: u32 = 1 << 1;
 }

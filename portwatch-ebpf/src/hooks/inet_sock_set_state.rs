@@ -2,7 +2,8 @@
 //!
 //! The state change has two programs. From 6.1 on the kernel does not run a program again on a CPU on which it is
 //! running already, and a softirq that interrupts it in process context changes states, too: two in a thousand on a
-//! busy machine. The second program takes those, and only those: the first one says when it is running.
+//! busy machine. Where tracepoints can be preempted (7.2) a connect may fall into another one's program, too. The second
+//! program takes those, and only those: the first one says when it is running.
 //!
 //! Only the change to SYN_SENT is sure to run in the task that connects; every other one may run in whatever
 //! task, softirq or idle loop received a packet, and looks at the socket alone. TIME_WAIT never appears here:

@@ -3,8 +3,9 @@
 
 use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
+use portwatch_common::config::pid_flags;
 
-use crate::maps::{PIDS, SPACES, pid_flags};
+use crate::maps::{PIDS, SPACES};
 use crate::owner::number;
 use crate::read::{kernel, kernel_pointer};
 use crate::settings::offset;

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use aya::maps::{Array, HashMap, MapData, RingBuf};
 use aya::{Btf, Ebpf, EbpfLoader};
-use portwatch_common::config::{Config, Offsets};
+use portwatch_common::config::{Config, Offsets, pid_flags};
 use portwatch_common::limits::{ROWS_MAX, SPACES_MAX};
 use portwatch_common::wire::{self, kind};
 use zerocopy::IntoBytes;
@@ -336,7 +336,8 @@ impl Tracing {
     pub fn select(&mut self, pid: u32, follow: bool) -> Result<()> {
         let map = self.ebpf.map_mut("PIDS").context("no map `PIDS`")?;
         let mut pids: HashMap<&mut MapData, u32, u32> = HashMap::try_from(map)?;
-        pids.insert(pid, if follow { 3 } else { 1 }, 0).context("the table of processes is full")
+        let flags = if follow { pid_flags::SELECTED | pid_flags::CHILDREN } else { pid_flags::SELECTED };
+        pids.insert(pid, flags, 0).context("the table of processes is full")
     }
 
     /// Stops selecting a process or its children.
@@ -356,7 +357,7 @@ impl Tracing {
         Ok(pids
             .iter()
             .filter_map(Result::ok)
-            .filter(|(_, flags)| flags & 1 != 0)
+            .filter(|(_, flags)| flags & pid_flags::SELECTED != 0)
             .map(|(pid, _)| pid)
             .collect())
     }

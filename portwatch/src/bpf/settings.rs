@@ -5,7 +5,7 @@ use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData};
 use ipnet::IpNet;
-use portwatch_common::config::{CommGlob, filter};
+use portwatch_common::config::{CommGlob, filter, pid_flags};
 use portwatch_common::limits::{PORT_BITMAP_WORDS, RING_BYTES_DEFAULT, SOCKETS_DEFAULT, TIME_WAITS_DEFAULT};
 
 use crate::filters::comm::CommPatterns;
@@ -67,11 +67,12 @@ impl KernelFilters {
     pub(super) fn fill(&self, ebpf: &mut Ebpf) -> Result<()> {
         let mut pids = hash(ebpf, "PIDS")?;
         for &pid in &self.pids {
-            let flags = if self.follow { pid::SELECTED | pid::CHILDREN } else { pid::SELECTED };
+            let flags =
+                if self.follow { pid_flags::SELECTED | pid_flags::CHILDREN } else { pid_flags::SELECTED };
             pids.insert(pid, flags, 0).context("cannot fill the table of processes")?;
         }
         for &pid in &self.parents {
-            pids.insert(pid, pid::CHILDREN, 0).context("cannot fill the table of processes")?;
+            pids.insert(pid, pid_flags::CHILDREN, 0).context("cannot fill the table of processes")?;
         }
         fill_set(ebpf, "UIDS", &self.uids)?;
         fill_set(ebpf, "NETNSES", &self.netns)?;
@@ -105,12 +106,6 @@ impl KernelFilters {
 
 /// Processes selected at once, children included. An entry costs about 80 bytes.
 const PIDS_MAX: u32 = 65_536;
-
-/// Values of the map of processes; the kernel side has the same.
-mod pid {
-    pub const SELECTED: u32 = 1 << 0;
-    pub const CHILDREN: u32 = 1 << 1;
-}
 
 fn hash<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<HashMap<&'a mut MapData, u32, u32>> {
     let map = ebpf.map_mut(name).with_context(|| format!("the kernel programs have no map `{name}`"))?;
