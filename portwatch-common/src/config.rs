@@ -5,6 +5,15 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// "This kernel has no such member": the hook that needs it is not loaded, or does without.
 pub const ABSENT: u32 = u32::MAX;
 
+/// Whether events are wanted: what the map `GATE` says.
+pub mod gate {
+    pub const CLOSED: u32 = 0;
+    pub const OPEN: u32 = 1;
+    /// Open, and user space is listing the sockets that were open before: it must hear of every new hold, also where
+    /// nobody wants to see its allocation, or it would take it for an old one.
+    pub const LISTING: u32 = 2;
+}
+
 /// Byte offsets of kernel structure members, from the running kernel's BTF. [`ABSENT`] where there is none.
 ///
 /// The loader refuses to load a program whose members are absent; no offset is ever 0 by default.

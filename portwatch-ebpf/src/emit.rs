@@ -5,6 +5,7 @@
 
 use core::mem::MaybeUninit;
 
+use portwatch_common::config::gate;
 use portwatch_common::counters::miss;
 use portwatch_common::limits::STACK_FRAMES_MAX;
 use portwatch_common::wire::{self, EVENT_KINDS, Header, WIRE_VERSION, confidence, kind};
@@ -58,7 +59,16 @@ fn is_wanted(kind: u16) -> bool {
 /// Whether all hooks are there.
 #[inline(always)]
 pub fn is_open() -> bool {
-    GATE.get(0).copied() == Some(1)
+    GATE.get(0).copied().unwrap_or(gate::CLOSED) != gate::CLOSED
+}
+
+/// Tells a hold whose event nobody wants, while the sockets that were open before are being listed.
+#[inline(always)]
+fn announce_while_listing(slot: &mut Slot, now_ns: u64) {
+    if GATE.get(0).copied() == Some(gate::LISTING) && slot.flags & flags::ANNOUNCED == 0 {
+        // Lost to a full ring, it is listed as open before. That is the lesser evil.
+        let _ = send_hold(slot, kind::HOLD, now_ns);
+    }
 }
 
 /// Sends the slot's `Hold` under the given kind. The caller sees to the counting.
@@ -67,13 +77,21 @@ fn send_hold(slot: &mut Slot, kind: u16, now_ns: u64) -> bool {
     slot.hold.header = header::<wire::Hold>(kind, now_ns);
     let source = &raw const slot.hold;
     // SAFETY: both are whole `Hold`s, and the ring buffer entry is fresh memory.
-    let is_sent = write::<wire::Hold>(NO_WAKEUP, |to| unsafe {
-        core::ptr::copy_nonoverlapping(source.cast::<u64>(), to.cast::<u64>(), size_of::<wire::Hold>() / 8)
-    });
+    let is_sent = write::<wire::Hold>(NO_WAKEUP, |to| unsafe { copy_hold(source, to) });
     if is_sent {
         slot.flags |= flags::ANNOUNCED;
     }
     is_sent
+}
+
+/// # Safety
+/// Both must be valid for a whole `Hold`.
+#[inline(always)]
+unsafe fn copy_hold(from: *const wire::Hold, to: *mut wire::Hold) {
+    // SAFETY: the caller's.
+    unsafe {
+        core::ptr::copy_nonoverlapping(from.cast::<u64>(), to.cast::<u64>(), size_of::<wire::Hold>() / 8)
+    }
 }
 
 /// Sends one event of a slot, its `Hold` first if user space does not have it yet; counts it either way.
@@ -86,11 +104,38 @@ fn event<R: IntoBytes + Immutable + 'static>(
     now_ns: u64,
     fill: impl FnOnce(*mut R, Header, u64),
 ) -> bool {
-    let is_announced = slot.flags & flags::ANNOUNCED != 0 || send_hold(slot, kind::HOLD, now_ns);
     let id = slot.hold.socket_id;
-    let is_sent = is_announced && write::<R>(wake, |to| fill(to, header::<R>(kind, now_ns), id));
+    let fill = |to| fill(to, header::<R>(kind, now_ns), id);
+    let is_sent = if slot.flags & flags::ANNOUNCED != 0 {
+        write::<R>(wake, fill)
+    } else {
+        write_with_hold::<R>(slot, wake, now_ns, fill)
+    };
     count(kind, is_inferred, is_sent, miss::RING_FULL);
     is_sent
+}
+
+/// Sends a `Hold` and its first event, or neither: user space would remember a hold of which it hears no more.
+#[inline(always)]
+fn write_with_hold<R: IntoBytes + Immutable + 'static>(
+    slot: &mut Slot,
+    wake: u64,
+    now_ns: u64,
+    fill: impl FnOnce(*mut R),
+) -> bool {
+    slot.hold.header = header::<wire::Hold>(kind::HOLD, now_ns);
+    let Some(mut hold) = EVENTS.reserve::<wire::Hold>(0) else { return false };
+    let Some(mut entry) = EVENTS.reserve::<R>(0) else {
+        hold.discard(NO_WAKEUP);
+        return false;
+    };
+    // SAFETY: both are whole `Hold`s, and the ring buffer entry is fresh memory.
+    unsafe { copy_hold(&raw const slot.hold, MaybeUninit::as_mut_ptr(&mut hold)) };
+    fill(MaybeUninit::as_mut_ptr(&mut entry));
+    hold.submit(NO_WAKEUP);
+    entry.submit(wake);
+    slot.flags |= flags::ANNOUNCED;
+    true
 }
 
 /// An event that was deduced stands outside of happened = sent + missed, unless it was missed.
@@ -116,6 +161,7 @@ pub fn port_allocated(slot: &mut Slot, now_ns: u64) {
     }
     slot.flags |= flags::ALLOCATION_TOLD;
     if !is_wanted(kind::PORT_ALLOCATED) {
+        announce_while_listing(slot, now_ns);
         return;
     }
     let is_sent = send_hold(slot, kind::PORT_ALLOCATED, now_ns);
@@ -144,7 +190,11 @@ pub fn failed(slot: &mut Slot, kind: u16, errno: u32, failed_flags: u32, now_ns:
 
 #[inline(always)]
 pub fn established(slot: &mut Slot, now_ns: u64) {
-    if is_silent(slot) || !is_wanted(kind::ESTABLISHED) {
+    if is_silent(slot) {
+        return;
+    }
+    if !is_wanted(kind::ESTABLISHED) {
+        announce_while_listing(slot, now_ns);
         return;
     }
     let endpoints = &raw const slot.hold.endpoints;

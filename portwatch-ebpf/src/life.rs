@@ -139,14 +139,15 @@ pub fn connect_failed(slot: &mut Slot, errno: u32, more: u32, now_ns: u64) {
     }
 }
 
-/// The slot's port is free again, and with it the slot, unless its task is still inside connect().
+/// The slot's port is free again, and with it the slot, unless its task is still inside connect() or may come back
+/// for the error.
 #[inline(always)]
 pub fn released(sk: Sock, slot: &mut Slot, fallback: u8, now_ns: u64) {
     if slot.flags & flags::HAS_PORT != 0 {
         let reason = if slot.release_reason != reason::UNKNOWN { slot.release_reason } else { fallback };
         emit::port_released(slot, reason, now_ns);
     }
-    if slot.flags & flags::IN_CONNECT == 0 {
+    if slot.flags & (flags::IN_CONNECT | flags::MAY_BE_COLLECTED) == 0 {
         forget(sk);
     }
 }
@@ -154,7 +155,7 @@ pub fn released(sk: Sock, slot: &mut Slot, fallback: u8, now_ns: u64) {
 /// Ends a hold whose end was not seen: its socket's memory serves another socket now. Never must that one inherit the owner.
 #[inline(always)]
 pub fn end_stale(sk: Sock, slot: &mut Slot, now_ns: u64) {
-    slot.flags &= !flags::IN_CONNECT;
+    slot.flags &= !(flags::IN_CONNECT | flags::MAY_BE_COLLECTED);
     slot.release_reason = reason::UNKNOWN;
     released(sk, slot, reason::UNKNOWN, now_ns);
 }

@@ -45,12 +45,17 @@ pub static SLOT_SCRATCH: PerCpuArray<Slot> = PerCpuArray::with_max_entries(scrat
 #[map]
 pub static STACK_SCRATCH: PerCpuArray<StackScratch> = PerCpuArray::with_max_entries(scratch::PLACES, 0);
 
-/// The connect that is under way on this CPU: a time-wait entry that dies inside it was reused.
+/// Searches for a port under way, by the low bits of the task's number: a time-wait entry that dies inside one to the
+/// same place was reused by it. By task, which may move to another CPU meanwhile, and of every task: what one that is
+/// not traced reuses may belong to one that is. Two tasks in one place: the later one is remembered.
 #[map]
-pub static CONNECTING: PerCpuArray<crate::slot::Connecting> = PerCpuArray::with_max_entries(1, 0);
+pub static CONNECTING: Array<crate::slot::Connecting> = Array::with_max_entries(CONNECTING_PLACES, 0);
 
-/// 1 while events are wanted: opened when every hook is attached, closed before the first is taken away, so that no
-/// story begins or goes on with half of its hooks.
+/// Two that share a place must be microseconds apart to disturb each other.
+pub const CONNECTING_PLACES: u32 = 4096;
+
+/// One of [`portwatch_common::config::gate`]: opened when every hook is attached, closed before the first is taken
+/// away, so that no story begins or goes on with half of its hooks.
 #[map]
 pub static GATE: Array<u32> = Array::with_max_entries(1, 0);
 

@@ -50,6 +50,9 @@ pub mod flags {
     /// Bound, and whether it is wanted depends on the peer.
     pub const AWAITS_PEER: u32 = 1 << 10;
     pub const IS_LISTENING: u32 = 1 << 11;
+    /// The connect failed after it had returned, and a further connect() may still collect the error. Only on the
+    /// tracepoint rung, which sees no more of that call than its result.
+    pub const MAY_BE_COLLECTED: u32 = 1 << 12;
 }
 
 /// A hold that a time-wait entry took over.
@@ -82,11 +85,12 @@ pub struct InCall {
     pub args: [u64; 3],
 }
 
-/// A connect under way on a CPU.
+/// A search for a port under way.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Connecting {
+    /// The task that connects.
     pub pid_tgid: u64,
-    /// `struct sock *`, key of its slot.
+    /// `struct sock *`; 0: the search is over.
     pub sk: u64,
 }

@@ -92,6 +92,18 @@ impl Sock {
         (sent.wrapping_sub(again), received)
     }
 
+    /// Whether its peer is this one.
+    #[inline(always)]
+    pub fn is_towards(self, address: [u8; 16], port: u16) -> bool {
+        let own: [u8; 16] = if self.family() == Some(AF_INET6) {
+            kernel(self.0, offset!(skc_v6_daddr)).unwrap_or([0; 16])
+        } else {
+            mapped(kernel(self.0, offset!(skc_daddr)).unwrap_or([0; 4]))
+        };
+        u128::from_ne_bytes(own) == u128::from_ne_bytes(address)
+            && kernel::<u16>(self.0, offset!(skc_dport)) == Some(port.to_be())
+    }
+
     /// Fills in both ends. `port_local` is the port the kernel's tables have.
     #[inline(always)]
     pub fn read_endpoints(self, endpoints: &mut Endpoints) -> Option<()> {

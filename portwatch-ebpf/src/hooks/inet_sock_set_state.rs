@@ -15,8 +15,8 @@ use portwatch_common::config::{ABSENT, rung};
 use portwatch_common::counters::hook;
 use portwatch_common::wire::{closer, confidence, failed_flags, how, reason};
 
-use super::now;
-use crate::maps::{CONNECTING, STATE_RUNNING, TABLES_AT_LIMIT, scratch};
+use super::{inet_hash_connect, now};
+use crate::maps::{STATE_RUNNING, TABLES_AT_LIMIT, scratch};
 use crate::read::kernel;
 use crate::settings::{offset, setting};
 use crate::slot::{Slot, flags};
@@ -86,7 +86,7 @@ pub fn tcp_destroy_sock(ctx: RawTracePointContext) -> i32 {
         }
         let now_ns = now();
         settle(sk, slot, now_ns);
-        slot.flags &= !flags::IN_CONNECT;
+        slot.flags &= !(flags::IN_CONNECT | flags::MAY_BE_COLLECTED);
         life::released(sk, slot, reason::CLOSED, now_ns);
     }
     0
@@ -98,6 +98,7 @@ fn connecting(sk: Sock, place: u32) {
     if !sk.is_tcp() {
         return;
     }
+    inet_hash_connect::search_begins(sk);
     let now_ns = now();
     if let Some(slot) = life::slot_of(sk) {
         if slot.flags & flags::HAS_PORT == 0 {
@@ -122,7 +123,6 @@ fn connecting(sk: Sock, place: u32) {
     slot.flags |= flags::IN_CONNECT;
     slot.stale_sport = sk.sport();
     life::track(sk, slot);
-    mark_connecting(sk);
 }
 
 /// A bound socket connects. It keeps its hold, and it is now known whether its peer is a wanted one.
@@ -139,7 +139,6 @@ fn connecting_bound(sk: Sock, slot: &mut Slot, now_ns: u64) {
     slot.flags &= !flags::FAILURE_TOLD;
     slot.flags |= flags::IN_CONNECT;
     slot.stale_sport = sk.sport();
-    mark_connecting(sk);
     if slot.flags & flags::AWAITS_PEER != 0 {
         if !life::wants_addresses(&slot.hold.endpoints) {
             life::forget(sk);
@@ -148,21 +147,6 @@ fn connecting_bound(sk: Sock, slot: &mut Slot, now_ns: u64) {
         slot.flags &= !flags::AWAITS_PEER;
         slot.hold.flags |= portwatch_common::wire::hold_flags::LATE;
         emit::port_allocated(slot, now_ns);
-    }
-}
-
-/// A time-wait entry that dies inside this connect was reused by it.
-#[inline(always)]
-fn mark_connecting(sk: Sock) {
-    if setting!(rung) == rung::TRACEPOINT {
-        return;
-    }
-    if let Some(connecting) = CONNECTING.get_ptr_mut(0) {
-        // SAFETY: this CPU's map value; a lost race makes a reuse look like a reset.
-        unsafe {
-            (*connecting).pid_tgid = aya_ebpf::helpers::bpf_get_current_pid_tgid();
-            (*connecting).sk = sk.0;
-        }
     }
 }
 
@@ -251,6 +235,9 @@ fn connect_ended(sk: Sock, slot: &mut Slot, now_ns: u64) {
         }
     }
     if error != 0 {
+        if setting!(rung) == rung::TRACEPOINT && slot.flags & flags::IN_CONNECT == 0 {
+            slot.flags |= flags::MAY_BE_COLLECTED;
+        }
         life::connect_failed(slot, error, 0, now_ns);
     } else if slot.flags & flags::IN_CONNECT != 0 {
         // It failed inside connect(), whose end tells the reason; the port is given back after that.

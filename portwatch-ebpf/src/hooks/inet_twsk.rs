@@ -3,9 +3,8 @@
 //! The exit of `inet_twsk_alloc` is entry into TIME_WAIT, overflow, and the link from socket to entry in one place.
 //! The ordinary close makes an entry in substate FIN_WAIT2, which holds the port just the same. Both functions run
 //! in whatever context received the packet or the timer: nothing here looks at the running task but to see whether
-//! it is connecting.
+//! it is searching for a port.
 
-use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_jiffies64;
 use aya_ebpf::macros::{fentry, fexit, kprobe, kretprobe};
 use aya_ebpf::programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext};
@@ -13,9 +12,9 @@ use portwatch_common::config::ABSENT;
 use portwatch_common::counters::{hook, miss};
 use portwatch_common::wire::{confidence, kind, reason};
 
-use super::{done, enter, leave, now};
+use super::{done, enter, inet_hash_connect, leave, now};
 use crate::emit::End;
-use crate::maps::{CONNECTING, PREEXISTING, TIME_WAITS, scratch};
+use crate::maps::{PREEXISTING, TIME_WAITS, scratch};
 use crate::read::kernel;
 use crate::settings::offset;
 use crate::slot::{Slot, TimeWaitSlot, flags};
@@ -127,7 +126,7 @@ fn cause(tw: Sock, slot: &TimeWaitSlot) -> u8 {
     if is_expired(tw) {
         return reason::TW_EXPIRED;
     }
-    if is_searched_for(slot) {
+    if inet_hash_connect::is_search_for(slot) {
         return reason::TW_REUSED;
     }
     if offset!(net_count) != ABSENT && kernel::<u32>(slot.net, offset!(net_count)) == Some(0) {
@@ -136,30 +135,10 @@ fn cause(tw: Sock, slot: &TimeWaitSlot) -> u8 {
     reason::TW_RESET
 }
 
-/// Whether the running task is searching for a port to the same place.
-#[inline(always)]
-fn is_searched_for(slot: &TimeWaitSlot) -> bool {
-    let Some(connecting) = CONNECTING.get(0) else { return false };
-    if connecting.pid_tgid == 0 || connecting.pid_tgid != bpf_get_current_pid_tgid() {
-        return false;
-    }
-    let Some(attempt) = life::slot_of(Sock(connecting.sk)) else { return false };
-    // The search is over once its time is known.
-    attempt.flags & flags::IN_CONNECT != 0
-        && attempt.hold.search_ns == 0
-        && attempt.hold.endpoints.port_remote == slot.port_remote
-        && is_same(&attempt.hold.endpoints.addr_remote, &slot.addr_remote)
-}
-
 #[inline(always)]
 fn is_expired(tw: Sock) -> bool {
     // SAFETY: no arguments.
     let jiffies = unsafe { bpf_jiffies64() };
     kernel::<u64>(tw.0, offset!(tw_timer_expires))
         .is_some_and(|expires| (jiffies.wrapping_sub(expires) as i64) >= 0)
-}
-
-#[inline(always)]
-fn is_same(a: &[u8; 16], b: &[u8; 16]) -> bool {
-    u128::from_ne_bytes(*a) == u128::from_ne_bytes(*b)
 }

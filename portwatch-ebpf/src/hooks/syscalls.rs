@@ -102,6 +102,13 @@ fn connect(ctx: &TracePointContext) -> Option<()> {
             }
             return Some(());
         }
+        if slot.flags & flags::MAY_BE_COLLECTED != 0 {
+            slot.flags &= !flags::MAY_BE_COLLECTED;
+            if slot.flags & flags::HAS_PORT == 0 {
+                life::forget(sk);
+            }
+            return None;
+        }
         // A further connect() that only collects the result of the first: that was told already.
         if !is_failure(ret) || slot.flags & (flags::FAILURE_TOLD | flags::AWAITS_PEER) != 0 {
             return None;

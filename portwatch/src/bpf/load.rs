@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use aya::maps::{Array, HashMap, MapData, RingBuf};
 use aya::{Btf, Ebpf, EbpfLoader};
-use portwatch_common::config::{Config, Offsets, pid_flags};
+use portwatch_common::config::{Config, Offsets, gate, pid_flags};
 use portwatch_common::limits::{ROWS_MAX, SPACES_MAX};
 use portwatch_common::wire::{self, kind};
 use zerocopy::IntoBytes;
@@ -180,7 +180,7 @@ fn load_rung(plan: &Plan<'_>, rung: Rung) -> Result<(Tracing, Reader)> {
             }
         }
     }
-    set_gate(&mut ebpf, 1)?;
+    set_gate(&mut ebpf, gate::LISTING)?;
     let events = ebpf.take_map("EVENTS").context("the kernel programs have no map `EVENTS`")?;
     let counters = ebpf.take_map("COUNTERS").context("the kernel programs have no map `COUNTERS`")?;
     let reader = Reader::new(RingBuf::try_from(events)?);
@@ -367,9 +367,14 @@ impl Tracing {
         aya_log::EbpfLogger::init(&mut self.ebpf).context("cannot read the kernel programs' log")
     }
 
+    /// The sockets that were open before the start are listed, or nobody asks for them.
+    pub fn end_listing(&mut self) -> Result<()> {
+        set_gate(&mut self.ebpf, gate::OPEN)
+    }
+
     /// Ends tracing at one moment, and takes the programs out of the kernel. Counters stay readable.
     pub fn detach(&mut self) -> Result<()> {
-        set_gate(&mut self.ebpf, 0)?;
+        set_gate(&mut self.ebpf, gate::CLOSED)?;
         self.links.clear();
         Ok(())
     }

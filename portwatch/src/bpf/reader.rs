@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -15,6 +15,8 @@ use anyhow::{Context, Result};
 use aya::maps::{MapData, RingBuf};
 use bytes::{Bytes, BytesMut};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::kernel::clock;
 
 /// How long records wait in the ring at most while the reader keeps up.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(3);
@@ -51,9 +53,11 @@ impl Reader {
         loop {
             // Asked before the ring is drained: what was sent before the end of tracing is in the last batch.
             let is_over = queue.is_stopping();
+            let began_ns = clock::mono_now_ns()?;
             while let Some(batch) = self.batch() {
                 queue.push(batch);
             }
+            queue.drained_ns.store(began_ns, Ordering::Release);
             if is_over {
                 return Ok(());
             }
@@ -88,6 +92,7 @@ pub struct Queue {
     inner: Mutex<Inner>,
     changed: Condvar,
     is_stopping: AtomicBool,
+    drained_ns: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -143,6 +148,11 @@ impl Queue {
             }
             inner = self.changed.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// What was sent before this moment, `CLOCK_MONOTONIC`, has been put into the queue.
+    pub fn drained_ns(&self) -> u64 {
+        self.drained_ns.load(Ordering::Acquire)
     }
 
     /// Tells the reader to drain the ring once more and end.

@@ -79,7 +79,7 @@ impl Baseline {
             Some(namespaces) => namespaces.clone(),
             None => {
                 let listing = netns::list()?;
-                notes.add_count(listing.unreadable, "processes' network namespaces could not be seen");
+                notes.add_count(listing.unreadable, "of the processes hide their network namespace");
                 listing.namespaces
             }
         };
@@ -240,7 +240,7 @@ fn find_owners(rows: &[(u32, Vec<SocketRow>)], among: &Among, notes: &mut Notes)
         let seconds = OWNERS_TIME_MAX.as_secs();
         notes.add(format!("the search for owners of open sockets ended after {seconds} s: some have none"));
     }
-    notes.add_count(scan.unreadable, "processes' open files could not be read: their sockets have no owner");
+    notes.add_count(scan.unreadable, "of the processes hide their open files: their sockets have no owner");
     Ok(Owners { holders: scan.holders, ns_tgids: HashMap::new() })
 }
 

@@ -39,6 +39,7 @@ pub struct List {
 /// its sockets are all new.
 pub fn start(request: &Request, shared: &Arc<Shared>) -> Result<Option<JoinHandle<()>>> {
     if !request.command.is_empty() {
+        shared.tracing().end_listing()?;
         return Ok(None);
     }
     let (filters, accepted) = (request.filters.clone(), request.accepted);
@@ -46,7 +47,9 @@ pub fn start(request: &Request, shared: &Arc<Shared>) -> Result<Option<JoinHandl
     let thread = thread::Builder::new()
         .name("baseline".to_owned())
         .spawn(move || {
-            if let Err(error) = take(&filters, accepted, &shared) {
+            let taken = take(&filters, accepted, &shared);
+            let ended = shared.tracing().end_listing();
+            if let Err(error) = taken.and(ended) {
                 eprintln!("portwatch: note: sockets open before the start are not known: {error:#}");
                 shared.set_baseline(List::default());
             }
@@ -94,7 +97,10 @@ fn take(filters: &KernelFilters, accepted: bool, shared: &Shared) -> Result<()> 
     let mut tracing = shared.tracing();
     for (at, (cookie, socket)) in known.into_iter().enumerate() {
         if let Err(error) = tracing.add_preexisting(cookie, socket) {
-            eprintln!("portwatch: note: {error:#}: {} of {count} are not followed", count - at);
+            eprintln!(
+                "portwatch: note: {error:#}: {} of {count} are not followed; `--max-sockets` makes more room",
+                count - at
+            );
             break;
         }
     }

@@ -142,8 +142,8 @@ struct Worker {
     count: Option<u64>,
     started_mono_ns: u64,
     holds: Holds,
-    /// The ends of what was opened since the start, until the list of what was open before is there: that may hold
-    /// some of it, too.
+    /// The ends of what was opened since the start, told or not, until the list of what was open before is there:
+    /// that may hold some of it, too.
     opened: Option<HashSet<Tuple>>,
     processes: Processes,
     netns_seen: HashSet<u32>,
@@ -176,6 +176,8 @@ impl Worker {
         let _ = ready.send(());
         let mut flushed_at = Instant::now();
         loop {
+            // Asked before the queue is: what was put there until then is dealt with once the queue is empty.
+            let drained_ns = self.shared.queue.drained_ns();
             match self.shared.queue.pop(TICK) {
                 Received::Batch(batch) => {
                     self.batch(&batch, &mut stacks)?;
@@ -185,11 +187,8 @@ impl Worker {
                     }
                 }
                 Received::Nothing => {
-                    let now_ns = clock::mono_now_ns()?;
-                    if self.shared.is_caught_up()? {
-                        self.baseline(now_ns)?;
-                    }
-                    self.expire(now_ns)?;
+                    self.baseline(drained_ns.saturating_sub(ORDER_WINDOW_NS))?;
+                    self.expire(clock::mono_now_ns()?)?;
                     if let Some(stacks) = &mut stacks {
                         self.drain_sideband(stacks)?;
                     }
@@ -238,6 +237,9 @@ impl Worker {
             (Body::Hold { hold, .. }, _) => {
                 if let Some(id) = hold.stack.and_then(|id| self.snapshots.get(&id)) {
                     hold.stack = Some(*id);
+                }
+                if let Some(opened) = &mut self.opened {
+                    opened.insert(hold.endpoints.tuple());
                 }
             }
             _ => {}
