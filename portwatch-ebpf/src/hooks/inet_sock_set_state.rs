@@ -279,7 +279,7 @@ fn connection_ended(sk: Sock, slot: &mut Slot, old: u8, now_ns: u64) {
     let has_entry = slot.flags & flags::HAS_TIME_WAIT != 0;
     let may_have_entry = old == state::FIN_WAIT2 || old == state::CLOSING;
     let mut is_deduced = false;
-    if setting!(rung) == rung::TRACEPOINT && may_have_entry && error == 0 && has_room_for_time_wait(sk) {
+    if deduces_time_wait(slot) && may_have_entry && error == 0 && has_room_for_time_wait(sk) {
         emit::time_wait(slot, 0, confidence::INFERRED, traffic, now_ns);
         is_deduced = true;
     }
@@ -305,6 +305,16 @@ fn connection_ended(sk: Sock, slot: &mut Slot, old: u8, now_ns: u64) {
         }
     }
     leave(sk, slot, now_ns);
+}
+
+/// Whether an entry that no hook saw may still be there. A kprobe's program does not run where it interrupts another.
+#[inline(always)]
+fn deduces_time_wait(slot: &Slot) -> bool {
+    match setting!(rung) {
+        rung::TRACEPOINT => true,
+        rung::KPROBE => slot.flags & flags::HAS_TIME_WAIT == 0 && slot.release_reason != reason::TW_OVERFLOW,
+        _ => false,
+    }
 }
 
 /// The socket is in CLOSE and the hold ends, unless the port was asked for by number: then it stays until the end

@@ -8,7 +8,7 @@
 use aya_ebpf::helpers::generated::bpf_jiffies64;
 use aya_ebpf::macros::{fentry, fexit, kprobe, kretprobe};
 use aya_ebpf::programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext};
-use portwatch_common::config::ABSENT;
+use portwatch_common::config::{ABSENT, rung};
 use portwatch_common::counters::{hook, miss};
 use portwatch_common::wire::{confidence, kind, reason};
 
@@ -16,7 +16,7 @@ use super::{done, enter, inet_hash_connect, leave, now};
 use crate::emit::End;
 use crate::maps::{PREEXISTING, TIME_WAITS, scratch};
 use crate::read::kernel;
-use crate::settings::offset;
+use crate::settings::{offset, setting};
 use crate::slot::{Slot, TimeWaitSlot, flags};
 use crate::sock::Sock;
 use crate::{counters, emit, life};
@@ -75,9 +75,27 @@ fn allocated(sk: Sock, substate: i32, tw: u64) {
         port_remote: slot.hold.endpoints.port_remote,
         addr_remote: slot.hold.endpoints.addr_remote,
     };
+    if setting!(rung) == rung::KPROBE {
+        end_stale(tw, now_ns);
+    }
     if TIME_WAITS.insert(tw, heir, 0).is_err() && is_told(slot) {
         counters::happened(kind::PORT_RELEASED, false);
         counters::missed(kind::PORT_RELEASED, miss::TABLE_FULL);
+    }
+}
+
+/// Ends the hold of an entry whose end was not seen: its memory serves another one now. A kprobe's program does not run
+/// where it interrupts another.
+#[inline(always)]
+fn end_stale(tw: u64, now_ns: u64) {
+    // SAFETY: an entry is made once; nothing else touches it yet.
+    let Some(slot) = (unsafe { TIME_WAITS.get(tw) }) else { return };
+    if slot.flags & (flags::IS_SELF | flags::AWAITS_PEER) == 0
+        && (emit::wants_releases() || slot.flags & flags::ANNOUNCED != 0)
+    {
+        let held_ns = emit::held(slot.allocated_ns, now_ns);
+        let end = End { socket_id: slot.socket_id, held_ns, reason: reason::UNKNOWN, was_listening: false };
+        emit::release(end, emit::wants_releases(), miss::RING_FULL, now_ns);
     }
 }
 

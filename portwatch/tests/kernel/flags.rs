@@ -10,6 +10,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 
+use crate::check::{self, Leeway};
 use crate::log::Log;
 use crate::namespace::{Era, Namespace};
 use crate::run::{Outcome, report};
@@ -18,7 +19,7 @@ use crate::sockets::Family;
 use crate::stage::{self, Part};
 use crate::tracer::{Ended, NotStarted, Tracer};
 use crate::truth::{How, Kind, Story, Truth};
-use crate::{check, play, whole};
+use crate::{play, whole};
 
 /// A test of one rung.
 pub type Test = fn(&str) -> Result<Outcome, String>;
@@ -184,7 +185,8 @@ fn filter(rung: &str, filter: &Filter) -> Result<Outcome, String> {
         if stories.is_empty() {
             problems.push("the workload has nothing that the filter is to keep".to_owned());
         }
-        problems.extend(check::stories(rung, &ended.log, &namespace.era(), &stories));
+        let leeway = Leeway::of(rung, &stories, 0);
+        problems.extend(check::stories(rung, &ended.log, &namespace.era(), &stories, leeway));
         let is_of_one_namespace = (filter.args)(&ready).iter().any(|arg| arg == "--netns" || arg == "-p");
         if is_of_one_namespace {
             problems.extend(lines_of_others(&ended.log, &namespace.era()));
@@ -259,7 +261,8 @@ fn command(rung: &str, end: &str, status: i32) -> Result<Outcome, String> {
             problems.push("the command is not a child of portwatch".to_owned());
         }
         let stories: Vec<Story> = truth.stories.into_iter().map(without_the_end_of_time_wait).collect();
-        problems.extend(check::stories(rung, &ended.log, &namespace.era(), &stories));
+        let leeway = Leeway::of(rung, &stories, 0);
+        problems.extend(check::stories(rung, &ended.log, &namespace.era(), &stories, leeway));
         problems.extend(lines_of_others(&ended.log, &namespace.era()));
         report(problems)
     })
@@ -372,6 +375,7 @@ fn trace_inside(args: &[String]) -> Judged {
     let stories: Vec<Story> = truth.stories.into_iter().map(without_the_end_of_time_wait).collect();
     let mut problems = ended_well(&ended, 0, "signal");
     problems.extend(whole::log(&ended.log, rung, tracer_pid));
-    problems.extend(check::stories(rung, &ended.log, &era, &stories));
+    let leeway = Leeway::of(rung, &stories, 0);
+    problems.extend(check::stories(rung, &ended.log, &era, &stories, leeway));
     Ok(problems)
 }

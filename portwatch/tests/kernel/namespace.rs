@@ -78,6 +78,8 @@ pub struct Counters {
     pub time_waits: u64,
     pub overflows: u64,
     pub recycled: u64,
+    /// `OutRsts`
+    pub resets_sent: u64,
 }
 
 impl Counters {
@@ -89,6 +91,7 @@ impl Counters {
             time_waits: ext["TW"] + ext["TWKilled"],
             overflows: ext["TCPTimeWaitOverflow"],
             recycled: ext["TWRecycled"],
+            resets_sent: tcp["OutRsts"],
         }
     }
 }

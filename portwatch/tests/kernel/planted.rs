@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use nix::errno::Errno;
 use serde_json::{Value, json};
 
+use crate::check::{self, Leeway};
 use crate::coverage::{self, Seen};
 use crate::log::Log;
 use crate::namespace::Era;
@@ -13,7 +14,7 @@ use crate::run::{Outcome, report};
 use crate::sockets::Family;
 use crate::stage::{closed_into_time_wait, released, time_wait_ends};
 use crate::truth::{Closer, Failure, Happened, How, Kind, Reason, Story, Task, name_of};
-use crate::{check, whole};
+use crate::whole;
 
 const ERA: Era = Era { inode: 4_026_531_840, from_ns: 0, until_ns: i128::MAX };
 const TRACER_PID: u32 = 1;
@@ -84,7 +85,7 @@ pub fn found_in_perfect_log(stories: &[Story]) -> Vec<String> {
     let rungs = ["fentry", "tracepoint"];
     let found = rungs.map(|rung| {
         let log = parse(&perfect_log(rung, stories));
-        [check::stories(rung, &log, &ERA, stories), whole::log(&log, rung, TRACER_PID)].concat()
+        [check::stories(rung, &log, &ERA, stories, Leeway::NONE), whole::log(&log, rung, TRACER_PID)].concat()
     });
     found.concat()
 }
@@ -191,7 +192,7 @@ pub fn faults_are_found() -> Result<Outcome, String> {
         plant(&mut lines);
         let log = parse(&lines);
         let found = match judge {
-            Judge::Stories => check::stories("fentry", &log, &ERA, &stories),
+            Judge::Stories => check::stories("fentry", &log, &ERA, &stories, Leeway::NONE),
             Judge::Whole => whole::log(&log, "fentry", TRACER_PID),
         };
         if found.is_empty() {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde::Deserialize;
 
+use crate::check::{self, Leeway};
 use crate::coverage::{self, Seen};
 use crate::log::Log;
 use crate::namespace::{Counters, Era, Namespace};
@@ -16,7 +17,7 @@ use crate::play;
 use crate::scenarios::Scenario;
 use crate::tracer::{Ended, NotStarted, Tracer};
 use crate::truth::{Kind, Truth};
-use crate::{check, planted, wait, whole};
+use crate::{planted, wait, whole};
 
 /// Scenarios at a time: most of them wait for the kernel.
 const AT_A_TIME: usize = 3;
@@ -79,7 +80,8 @@ impl Run {
         match &self.traced {
             Some(traced) => {
                 let log = &traced.ended.as_ref().map_err(Clone::clone)?.log;
-                problems.extend(check::stories(&self.rung, log, era, &truth.stories));
+                let leeway = Leeway::of(&self.rung, &truth.stories, counters.resets_sent);
+                problems.extend(check::stories(&self.rung, log, era, &truth.stories, leeway));
             }
             None => problems.extend(planted::found_in_perfect_log(&truth.stories)),
         }

@@ -18,7 +18,7 @@ use self::kernels::Kernel;
 use crate::workspace::Workspace;
 
 /// Past this a machine hangs; it is then killed and what it has not said counts as failed.
-const TIME_LIMIT: Duration = Duration::from_secs(10 * 60);
+const TIME_LIMIT: Duration = Duration::from_secs(25 * 60);
 
 /// Two, as on the smallest real host: some orders of events do not happen on one.
 const CPUS: &str = "2";
