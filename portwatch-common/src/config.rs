@@ -165,6 +165,10 @@ pub struct Config {
     pub verbose: u32,
     /// Non-zero: `bpf_task_pt_regs` exists.
     pub has_task_pt_regs: u32,
+    /// Non-zero: a task can be preempted inside of a program, and no other task's event runs that program on that CPU
+    /// until it goes on.
+    pub is_preemptible: u32,
+    pub reserved: u32,
     /// portwatch itself, whose sockets are in no log: in its own PID namespace's numbering.
     pub self_tgid: u32,
 }

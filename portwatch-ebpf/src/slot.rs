@@ -53,6 +53,8 @@ pub mod flags {
     /// The connect failed after it had returned, and a further connect() may still collect the error. Only on the
     /// tracepoint rung, which sees no more of that call than its result.
     pub const MAY_BE_COLLECTED: u32 = 1 << 12;
+    /// The connection has ended, and that was told; the port may still be held.
+    pub const END_TOLD: u32 = 1 << 13;
 }
 
 /// A hold that a time-wait entry took over.

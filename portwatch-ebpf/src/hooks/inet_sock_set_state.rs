@@ -3,7 +3,8 @@
 //! The state change has two programs. From 6.1 on the kernel does not run a program again on a CPU on which it is
 //! running already, and a softirq that interrupts it in process context changes states, too: two in a thousand on a
 //! busy machine. Where tracepoints can be preempted (7.2) a connect may fall into another one's program, too. The second
-//! program takes those, and only those: the first one says when it is running.
+//! program takes those: the first one says when it is running. Where programs are preempted it may say so while it
+//! runs for another task; what it has dealt with already must change nothing when it is seen again.
 //!
 //! Only the change to SYN_SENT is sure to run in the task that connects; every other one may run in whatever
 //! task, softirq or idle loop received a packet, and looks at the socket alone. TIME_WAIT never appears here:
@@ -46,13 +47,25 @@ pub fn inet_sock_set_state(ctx: RawTracePointContext) -> i32 {
 /// Must be attached after the other one, so that on kernels that do run programs again it finds that done.
 #[raw_tracepoint(tracepoint = "inet_sock_set_state")]
 pub fn inet_sock_set_state_nested(ctx: RawTracePointContext) -> i32 {
-    if STATE_RUNNING.get(0).copied() == Some(1) {
-        let (sk, old, new) = arguments(&ctx);
-        if new == state::SYN_SENT && old == state::CLOSE {
+    let is_running = STATE_RUNNING.get(0).copied() == Some(1);
+    if !is_running && setting!(is_preemptible) == 0 {
+        return 0;
+    }
+    let (sk, old, new) = arguments(&ctx);
+    let is_new = if new == state::SYN_SENT && old == state::CLOSE {
+        let is_new = !is_connecting(sk);
+        if is_new {
             connecting(sk, scratch::CONNECT_NESTED);
-        } else if is_of_interest(old, new) {
+        }
+        is_new && is_connecting(sk)
+    } else {
+        let is_new = is_untold(sk, new);
+        if is_of_interest(old, new) {
             changed(sk, old, new, scratch::ADOPT_NESTED);
         }
+        is_new
+    };
+    if is_running || is_new {
         counters::nested_run();
     }
     0
@@ -90,6 +103,23 @@ pub fn tcp_destroy_sock(ctx: RawTracePointContext) -> i32 {
         life::released(sk, slot, reason::CLOSED, now_ns);
     }
     0
+}
+
+/// Whether the other program has not dealt with a change of a tracked socket.
+#[inline(always)]
+fn is_untold(sk: Sock, new: u8) -> bool {
+    let Some(slot) = life::slot_of(sk) else { return false };
+    match new {
+        state::ESTABLISHED => slot.flags & flags::WAS_ESTABLISHED == 0,
+        state::CLOSE => slot.flags & (flags::END_TOLD | flags::FAILURE_TOLD) == 0,
+        _ => false,
+    }
+}
+
+/// Whether the other program has seen the connect begin.
+#[inline(always)]
+fn is_connecting(sk: Sock) -> bool {
+    life::slot_of(sk).is_some_and(|slot| slot.flags & flags::IN_CONNECT != 0)
 }
 
 /// A connect begins, in the task that asks for it. Source and destination are known, the port is not yet.
@@ -136,7 +166,7 @@ fn connecting_bound(sk: Sock, slot: &mut Slot, now_ns: u64) {
     slot.hold.endpoints.port_local = port;
     slot.attempt_ns = now_ns;
     slot.hold.search_ns = 0;
-    slot.flags &= !flags::FAILURE_TOLD;
+    slot.flags &= !(flags::FAILURE_TOLD | flags::END_TOLD);
     slot.flags |= flags::IN_CONNECT;
     slot.stale_sport = sk.sport();
     if slot.flags & flags::AWAITS_PEER != 0 {
@@ -209,6 +239,9 @@ fn established(sk: Sock, slot: &mut Slot, now_ns: u64) {
     if slot.flags & flags::IS_SELF != 0 {
         counters::self_test_hit(hook::STATE_ESTABLISHED);
     }
+    if slot.flags & flags::WAS_ESTABLISHED != 0 {
+        return;
+    }
     if slot.flags & flags::HAS_PORT == 0 {
         // The handshake was faster than the end of connect().
         life::allocated_late(sk, slot, sk.sport(), now_ns);
@@ -274,6 +307,10 @@ fn settle(sk: Sock, slot: &mut Slot, now_ns: u64) {
 /// The full socket of a connection is gone. A time-wait entry may live on.
 #[inline(always)]
 fn connection_ended(sk: Sock, slot: &mut Slot, old: u8, now_ns: u64) {
+    if slot.flags & flags::END_TOLD != 0 {
+        return;
+    }
+    slot.flags |= flags::END_TOLD;
     let error = sk.error();
     let traffic = sk.traffic();
     let has_entry = slot.flags & flags::HAS_TIME_WAIT != 0;
@@ -307,13 +344,14 @@ fn connection_ended(sk: Sock, slot: &mut Slot, old: u8, now_ns: u64) {
     leave(sk, slot, now_ns);
 }
 
-/// Whether an entry that no hook saw may still be there. A kprobe's program does not run where it interrupts another.
+/// Whether an entry that no hook saw may still be there: no rung but the tracepoints' has none, but a kprobe's program
+/// does not run where it interrupts another, and one that can be preempted not while another task is inside of it.
 #[inline(always)]
 fn deduces_time_wait(slot: &Slot) -> bool {
     match setting!(rung) {
         rung::TRACEPOINT => true,
-        rung::KPROBE => slot.flags & flags::HAS_TIME_WAIT == 0 && slot.release_reason != reason::TW_OVERFLOW,
-        _ => false,
+        rung::FENTRY if setting!(is_preemptible) == 0 => false,
+        _ => slot.flags & flags::HAS_TIME_WAIT == 0 && slot.release_reason != reason::TW_OVERFLOW,
     }
 }
 

@@ -75,7 +75,7 @@ fn allocated(sk: Sock, substate: i32, tw: u64) {
         port_remote: slot.hold.endpoints.port_remote,
         addr_remote: slot.hold.endpoints.addr_remote,
     };
-    if setting!(rung) == rung::KPROBE {
+    if setting!(rung) == rung::KPROBE || setting!(is_preemptible) != 0 {
         end_stale(tw, now_ns);
     }
     if TIME_WAITS.insert(tw, heir, 0).is_err() && is_told(slot) {
@@ -85,7 +85,7 @@ fn allocated(sk: Sock, substate: i32, tw: u64) {
 }
 
 /// Ends the hold of an entry whose end was not seen: its memory serves another one now. A kprobe's program does not run
-/// where it interrupts another.
+/// where it interrupts another, and one that can be preempted not while another task is inside of it.
 #[inline(always)]
 fn end_stale(tw: u64, now_ns: u64) {
     // SAFETY: an entry is made once; nothing else touches it yet.

@@ -80,6 +80,9 @@ fn observe(door: u16, sk: Sock, address: u64, ret: i32) {
                 } else if slot.flags & flags::PORT_PUT != 0 {
                     life::released(sk, slot, reason::CLOSED, now_ns);
                 }
+            } else if slot.flags & flags::HAS_PORT == 0 && sk.num() != 0 {
+                // The search was not seen: its program did not run.
+                life::allocated_late(sk, slot, sk.num(), now_ns);
             }
             return;
         }

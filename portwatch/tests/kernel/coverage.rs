@@ -57,11 +57,17 @@ pub fn of(rung: &str, story: &Story, happened: &Happened) -> Seen {
     cell.map_or(Seen::Exact, |cell| cell.seen)
 }
 
-/// Lines of so many that may be missing, or deduced instead of seen. A kprobe's program does not run on a CPU that is
-/// inside of another one, say where a softirq interrupts it; newer kernels count that, older ones do not. An emulated
-/// machine takes thousands of times longer inside of a program, and is interrupted there so much more often.
+/// Lines of so many that may be missing, or deduced or told late instead of seen. A kprobe's program does not run on a
+/// CPU that is inside of another one, say where a softirq interrupts it; newer kernels count that, older ones do not.
+/// From 7.0 on a task can be preempted inside of any program, which then does not run for other tasks on that CPU. An
+/// emulated machine takes thousands of times longer inside of a program, and so that happens there so much more often.
 pub fn skipped_at_most(rung: &str, lines: usize) -> usize {
-    if rung == "kprobe" { (lines / 50).max(1) } else { 0 }
+    if rung == "kprobe" || is_preemptible() { (lines / 20).max(1) } else { 0 }
+}
+
+fn is_preemptible() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    release.split('.').next().and_then(|major| major.parse().ok()).is_some_and(|major: u32| major >= 7)
 }
 
 /// On the tracepoint rung a full time-wait table can only be guessed at: whether an entry was made passes no
