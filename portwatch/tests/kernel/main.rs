@@ -18,6 +18,7 @@ mod log;
 mod namespace;
 mod planted;
 mod play;
+mod router;
 mod run;
 mod scenarios;
 mod sockets;

@@ -125,9 +125,14 @@ impl Socket {
         shutdown(self.fd.as_raw_fd(), Shutdown::Write).expect("a connected socket");
     }
 
+    /// Waits until a connect that is under way has a result, and leaves that where it is.
+    pub fn wait_for_writable(&self) {
+        self.wait(PollFlags::POLLOUT);
+    }
+
     /// Waits for the result of a connect that is under way.
     pub fn wait_for_error(&self) -> Result<(), Errno> {
-        self.wait(PollFlags::POLLOUT);
+        self.wait_for_writable();
         match getsockopt(&self.fd, sockopt::SocketError).expect("SO_ERROR is known") {
             0 => Ok(()),
             number => Err(Errno::from_raw(number)),

@@ -5,6 +5,7 @@ use nix::errno::Errno;
 use super::{PartFn, Scenario};
 use crate::namespace::{State, tcp_rows};
 use crate::play::say;
+use crate::router::Router;
 use crate::sockets::Socket;
 use crate::stage::{NOBODY, Part, Server, V4, V6, address, closed_into_time_wait, released, time_wait_ends};
 use crate::truth::{Closer, Failure, Happened, How, Reason, Story, Truth, now_ns};
@@ -22,6 +23,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("connect_refused", connect_refused),
     Scenario::new("connect_refused_later", connect_refused_later),
     Scenario::new("connect_unreachable", connect_unreachable),
+    Scenario::new("connect_unreachable_later", connect_unreachable_later),
     Scenario::with("connect_exhausted", &[FOUR_PORTS], connect_exhausted),
     Scenario::new("connect_abandoned", connect_abandoned),
     Scenario::new("connect_killed", connect_killed),
@@ -220,6 +222,24 @@ fn connect_disconnected(truth: &mut Truth) {
     truth.then(id, [Happened::Closed { closer: Closer::Reset }, released(Reason::Disconnected)]);
     drop(accepted);
     server.connect(truth, client).close_client_first(truth);
+}
+
+/// A router's answer ends the connect, and a second connect() only collects it.
+fn connect_unreachable_later(truth: &mut Truth) {
+    let (server, first, first_id) = Server::full(truth);
+    let router = Router::new();
+    let client = Socket::v4();
+    client.set_nonblocking();
+    let id = truth.connecting(&client, server.address);
+    router.answer_host_unreachable(server.address.port());
+    client.wait_for_writable();
+    assert_eq!(client.connect(server.address), Err(Errno::EHOSTUNREACH), "the second connect collects");
+    truth.then(
+        id,
+        [Happened::ConnectFailed(Failure::Errno(Errno::EHOSTUNREACH as i32)), released(Reason::Closed)],
+    );
+    drop(client);
+    close_first(truth, server, first, first_id);
 }
 
 /// bind() that leaves the choice of the port to connect().
