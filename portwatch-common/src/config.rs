@@ -158,6 +158,10 @@ pub struct Config {
     pub has_task_pt_regs: u32,
     /// portwatch itself, whose sockets are in no log: in its own PID namespace's numbering.
     pub self_tgid: u32,
+    /// One of so many stacks is audited; a power of two, 0 for none.
+    pub stacks_per_audit: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// `--comm` patterns, compiled to a bit-parallel automaton: bit *i* says that the first *i* elements of
