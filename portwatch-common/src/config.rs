@@ -168,9 +168,10 @@ pub struct Config {
     /// Non-zero: a task can be preempted inside of a program, and no other task's event runs that program on that CPU
     /// until it goes on.
     pub is_preemptible: u32,
-    pub reserved: u32,
     /// portwatch itself, whose sockets are in no log: in its own PID namespace's numbering.
     pub self_tgid: u32,
+    /// One of so many stacks is audited; a power of two, 0 for none.
+    pub stacks_per_audit: u32,
 }
 
 /// `--comm` patterns, compiled to a bit-parallel automaton: bit *i* says that the first *i* elements of

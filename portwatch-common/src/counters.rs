@@ -93,4 +93,6 @@ pub struct Counters {
     pub stacks_walked: u64,
     /// Snapshots sent.
     pub snapshots: u64,
+    /// Audits that the ring had no room for.
+    pub audits_missed: u64,
 }

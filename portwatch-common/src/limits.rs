@@ -32,6 +32,9 @@ pub const SNAPSHOT_BYTES: usize = 4 * 4096;
 /// Snapshots that one process may send per second; a just-in-time compiler could go on for ever.
 pub const SNAPSHOTS_PER_SECOND: u64 = 200;
 
+/// Of the stacks that a CPU walks to their end, its first and then one of so many is walked again by user space.
+pub const STACKS_PER_AUDIT: u32 = 1024;
+
 /// Unwind rows that the kernel side has room for, one per instruction on a path to a connect.
 /// A mixed workload of nine programs needs 330.
 pub const ROWS_MAX: u32 = 65_536;

@@ -70,11 +70,24 @@ pub fn snapshot_limited() {
     add(|c| unsafe { &raw mut (*c).snapshots_limited });
 }
 
-/// A stack was walked to its end.
+/// A stack was walked to its end. How many this CPU had walked before.
 #[inline(always)]
-pub fn stack_walked() {
+pub fn stack_walked() -> u64 {
+    let Some(counters) = COUNTERS.get_ptr_mut(0) else { return 1 };
+    // SAFETY: a field of this CPU's map value. An interrupt that counts in between makes for one audit more or less.
+    unsafe {
+        let field = &raw mut (*counters).stacks_walked;
+        let before = field.read_volatile();
+        add(|_| field);
+        before
+    }
+}
+
+/// A stack was to be audited, and the ring had no room.
+#[inline(always)]
+pub fn audit_missed() {
     // SAFETY: a field.
-    add(|c| unsafe { &raw mut (*c).stacks_walked });
+    add(|c| unsafe { &raw mut (*c).audits_missed });
 }
 
 /// A snapshot was sent.

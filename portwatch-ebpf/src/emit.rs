@@ -5,6 +5,7 @@
 
 use core::mem::MaybeUninit;
 
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use portwatch_common::config::gate;
 use portwatch_common::counters::miss;
 use portwatch_common::limits::STACK_FRAMES_MAX;
@@ -326,60 +327,63 @@ pub fn wants_releases() -> bool {
 
 /// Sends a stack. False: there was no room.
 #[inline(always)]
-pub fn stack(
-    stack_id: u64,
-    owner: &wire::Owner,
-    count: u32,
-    addresses: *const [u64; STACK_FRAMES_MAX],
-    now_ns: u64,
-) -> bool {
+pub fn stack(id: u64, addresses: *const u64, count: u32, owner: &wire::Owner, now_ns: u64) -> bool {
     write::<wire::Stack>(wake_sometimes(now_ns), |to| {
-        // SAFETY: fresh memory of the ring buffer, written whole; entries past `count` are zeroed.
+        // SAFETY: fresh memory of the ring buffer, written whole.
         unsafe {
             (&raw mut (*to).header).write(header::<wire::Stack>(kind::STACK, now_ns));
-            (&raw mut (*to).stack_id).write(stack_id);
+            (&raw mut (*to).stack_id).write(id);
             (&raw mut (*to).start_boot_ns).write(owner.start_boot_ns);
             (&raw mut (*to).tgid).write(owner.tgid);
             (&raw mut (*to).count).write(count);
-            copy_addresses(addresses.cast(), (&raw mut (*to).addresses).cast(), count);
+            copy_addresses(addresses, &raw mut (*to).addresses);
         }
     })
 }
 
-/// Sends a snapshot. False: there was no room.
+/// Sends the copy of a stack from `from` on, with the first `count` addresses. `kind` is `SNAPSHOT` or `AUDIT`.
+/// False: there was no room.
 #[inline(always)]
-pub fn snapshot(stack_id: u64, addresses: *const u64, walk: &Walk, owner: &wire::Owner, now_ns: u64) -> bool {
-    write::<wire::Snapshot>(FORCE_WAKEUP, |to| {
+pub fn snapshot(
+    kind: u16,
+    id: u64,
+    addresses: *const u64,
+    count: u32,
+    from: &Walk,
+    owner: &wire::Owner,
+    now_ns: u64,
+) -> bool {
+    let wake = if kind == kind::SNAPSHOT { FORCE_WAKEUP } else { NO_WAKEUP };
+    write::<wire::Snapshot>(wake, |to| {
         // SAFETY: fresh memory of the ring buffer. Written whole but for the bytes of pages that could not be read and
         // those before `sp`: there stands what this ring carried before.
         unsafe {
-            (&raw mut (*to).header).write(header::<wire::Snapshot>(kind::SNAPSHOT, now_ns));
-            (&raw mut (*to).stack_id).write(stack_id);
+            (&raw mut (*to).header).write(header::<wire::Snapshot>(kind, now_ns));
+            (&raw mut (*to).stack_id).write(id);
             (&raw mut (*to).start_boot_ns).write(owner.start_boot_ns);
             (&raw mut (*to).tgid).write(owner.tgid);
-            (&raw mut (*to).count).write(walk.count);
-            (&raw mut (*to).generation).write(walk.generation);
-            (&raw mut (*to).ip).write(walk.ip);
-            (&raw mut (*to).sp).write(walk.sp);
-            (&raw mut (*to).bp).write(walk.bp);
-            copy_addresses(addresses, (&raw mut (*to).addresses).cast(), walk.count);
-            let valid = stack::copy_pages(walk.sp, (&raw mut (*to).bytes).cast());
+            (&raw mut (*to).count).write(count);
+            (&raw mut (*to).generation).write(from.generation);
+            (&raw mut (*to).ip).write(from.ip);
+            (&raw mut (*to).sp).write(from.sp);
+            (&raw mut (*to).bp).write(from.bp);
+            copy_addresses(addresses, &raw mut (*to).addresses);
+            let valid = stack::copy_pages(from.sp, (&raw mut (*to).bytes).cast());
             (&raw mut (*to).pages_valid).write(valid);
             (&raw mut (*to).reserved).write(0);
         }
     })
 }
 
+/// Copies whole arrays, in one call; what stands behind the first `count` addresses is an older stack's.
+///
 /// # Safety
-/// Both must be valid for `STACK_FRAMES_MAX` words.
+/// `from` must be valid for `STACK_FRAMES_MAX` words.
 #[inline(always)]
-unsafe fn copy_addresses(from: *const u64, into: *mut u64, count: u32) {
-    for at in 0..STACK_FRAMES_MAX {
-        // SAFETY: the caller's.
-        unsafe {
-            let address = if (at as u32) < count { from.add(at).read() } else { 0 };
-            into.add(at).write_volatile(address);
-        }
+unsafe fn copy_addresses(from: *const u64, into: *mut [u64; STACK_FRAMES_MAX]) {
+    // SAFETY: the caller's. The source is a map's memory, which can always be read.
+    unsafe {
+        bpf_probe_read_kernel(into.cast(), (8 * STACK_FRAMES_MAX) as u32, from.cast());
     }
 }
 

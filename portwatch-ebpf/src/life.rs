@@ -65,7 +65,7 @@ pub fn describe(
     }
     let taken = stack::take(place, &slot.hold.owner, now_ns);
     slot.hold.stack_id = taken.id;
-    slot.hold.flags |= taken.flags;
+    slot.hold.stack_state = taken.state;
     Some(slot)
 }
 

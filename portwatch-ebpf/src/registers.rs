@@ -29,8 +29,9 @@ pub fn saved() -> Option<u64> {
     Some(kernel_pointer(current_task(), offset!(task_stack))? + THREAD_SIZE - PT_REGS_SIZE)
 }
 
-/// Code segment of 64-bit user space. That of 32-bit code is another one, and the kernel's too.
+/// Code segment of 64-bit user space, and of 32-bit code. The kernel's is another one.
 pub const CS_USER: u16 = 0x33;
+pub const CS_USER_32: u16 = 0x23;
 
 /// Offsets from the stack pointer in a signal frame, at the return from the handler: struct ucontext follows.
 pub mod signal_frame {

@@ -9,7 +9,9 @@
 
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use portwatch_common::limits::{SNAPSHOT_BYTES, SNAPSHOTS_PER_SECOND, STACK_FRAMES_MAX};
-use portwatch_common::wire::{Owner, Row, hold_flags, row_kind, stack_id_mix, stack_id_seed};
+use portwatch_common::wire::{
+    Owner, Row, STACK_ID_CUT, kind, row_kind, stack_id_mix, stack_id_seed, stack_state,
+};
 
 use crate::maps::{ROWS, SNAPSHOT_BUDGETS, SPACES, STACK_SCRATCH, STACKS_SEEN};
 use crate::read::{kernel, user};
@@ -40,82 +42,141 @@ pub struct Budget {
 }
 
 /// How far a walk has come.
+#[derive(Clone, Copy)]
 pub struct Walk {
     pub ip: u64,
     pub sp: u64,
     pub bp: u64,
     pub count: u32,
     pub generation: u64,
-}
-
-/// What is known of a stack: its id, 0 for none, and [`hold_flags`].
-pub struct Taken {
+    /// Mixed from the addresses so far.
     pub id: u64,
-    pub flags: u16,
 }
 
-const NONE: Taken = Taken { id: 0, flags: 0 };
+/// What is known of a stack.
+pub struct Taken {
+    /// 0: none.
+    pub id: u64,
+    /// One of [`stack_state`].
+    pub state: u8,
+}
+
+impl Taken {
+    const fn none(state: u8) -> Taken {
+        Taken { id: 0, state }
+    }
+
+    const fn named(id: u64) -> Taken {
+        Taken { id, state: stack_state::TAKEN }
+    }
+}
 
 /// Takes the user stack of the running task and makes sure that user space has it.
 #[inline(always)]
 pub fn take(place: u32, owner: &Owner, now_ns: u64) -> Taken {
-    if setting!(stacks) == 0 || owner.is_kernel != 0 || owner.tgid == 0 {
-        return NONE;
+    if setting!(stacks) == 0 {
+        return Taken::none(stack_state::UNASKED);
     }
-    let Some(scratch) = STACK_SCRATCH.get_ptr_mut(place) else { return NONE };
+    if owner.is_kernel != 0 {
+        return Taken::none(stack_state::KERNEL_TASK);
+    }
+    if owner.tgid == 0 {
+        return Taken::none(stack_state::OTHER_PID_NAMESPACE);
+    }
+    let Some(scratch) = STACK_SCRATCH.get_ptr_mut(place) else {
+        return Taken::none(stack_state::UNREADABLE);
+    };
     // SAFETY: the scratch entry belongs to this program on this CPU.
     let addresses = unsafe { (&raw mut (*scratch).addresses).cast::<u64>() };
-    let Some(mut walk) = start(owner.tgid, now_ns) else { return NONE };
-    let mut id = stack_id_seed(owner.start_boot_ns, owner.tgid);
-    let mut is_complete = false;
+    let first = match start(owner, now_ns) {
+        Ok(first) => first,
+        Err(state) => return Taken::none(state),
+    };
+    let mut walk = first;
+    match follow(addresses, &mut walk) {
+        Reached::End => {}
+        Reached::Unknown => return ask(addresses, &walk, owner, now_ns),
+        Reached::Limit => return cut(stack_state::TOO_DEEP, addresses, &walk, owner, now_ns),
+    }
+    let id = if walk.id == 0 { 1 } else { walk.id };
+    if !tell(id, addresses, walk.count, owner, now_ns) {
+        return Taken::none(stack_state::RING_FULL);
+    }
+    let before = counters::stack_walked();
+    let every = setting!(stacks_per_audit) as u64;
+    if every != 0
+        && before & (every - 1) == 0
+        && !emit::snapshot(kind::AUDIT, id, addresses, walk.count, &first, owner, now_ns)
+    {
+        counters::audit_missed();
+    }
+    Taken::named(id)
+}
 
+/// The innermost frame, or one of [`stack_state`].
+#[inline(always)]
+fn start(owner: &Owner, now_ns: u64) -> Result<Walk, u8> {
+    const UNREADABLE: Result<Walk, u8> = Err(stack_state::UNREADABLE);
+    let Some(saved) = registers::saved() else { return UNREADABLE };
+    let Some(cs) = kernel::<u16>(saved, registers::CS) else { return UNREADABLE };
+    match cs {
+        registers::CS_USER => {}
+        registers::CS_USER_32 => return Err(stack_state::COMPAT),
+        _ => return Err(stack_state::KERNEL_TASK),
+    }
+    let Some(ip) = kernel(saved, registers::IP) else { return UNREADABLE };
+    let Some(sp) = kernel(saved, registers::SP) else { return UNREADABLE };
+    let Some(bp) = kernel(saved, registers::BP) else { return UNREADABLE };
+    let generation = generation(owner.tgid, now_ns);
+    Ok(Walk { ip, sp, bp, count: 0, generation, id: stack_id_seed(owner.start_boot_ns, owner.tgid) })
+}
+
+/// How far a walk came.
+enum Reached {
+    End,
+    /// An instruction without a row.
+    Unknown,
+    /// `STACK_FRAMES_MAX`
+    Limit,
+}
+
+/// Walks outwards as far as there are rows.
+#[inline(always)]
+fn follow(addresses: *mut u64, walk: &mut Walk) -> Reached {
     while walk.count < STACK_FRAMES_MAX as u32 {
+        // The outermost frame of a thread that was set up by hand returns to 0.
+        if walk.ip == 0 {
+            return Reached::End;
+        }
         // SAFETY: `count` is below the array's length.
         unsafe { addresses.add((walk.count & (STACK_FRAMES_MAX as u32 - 1)) as usize).write(walk.ip) };
-        id = stack_id_mix(id, walk.ip);
+        walk.id = stack_id_mix(walk.id, walk.ip);
         walk.count += 1;
         let key = RowKey { generation: walk.generation, address: walk.ip };
         // SAFETY: read field by field; a row is never changed, only removed.
-        let Some(row) = (unsafe { ROWS.get(key) }) else { break };
-        match step(&mut walk, row) {
+        let Some(row) = (unsafe { ROWS.get(key) }) else { return Reached::Unknown };
+        match step(walk, row) {
             Step::Caller => {}
-            Step::End => {
-                is_complete = true;
-                break;
-            }
-            Step::Stuck => break,
+            Step::End => return Reached::End,
+            Step::Stuck => return Reached::Unknown,
         }
     }
-    if !is_complete {
-        return snapshot(addresses, &walk, owner, now_ns);
-    }
-    counters::stack_walked();
-    let id = if id == 0 { 1 } else { id };
-    // SAFETY: only asked whether it is there.
-    if unsafe { STACKS_SEEN.get(id) }.is_none() {
-        if !emit::stack(id, owner, walk.count, scratch.cast(), now_ns) {
-            counters::stack_missed();
-            return NONE;
-        }
-        let _ = STACKS_SEEN.insert(id, now_ns, 0);
-    }
-    Taken { id, flags: 0 }
+    Reached::Limit
 }
 
-/// The innermost frame. Nothing: the task did not come from 64-bit user space.
+/// Makes sure that user space has the addresses behind an id. False: there was no room.
 #[inline(always)]
-fn start(tgid: u32, now_ns: u64) -> Option<Walk> {
-    let saved = registers::saved()?;
-    if kernel::<u16>(saved, registers::CS)? != registers::CS_USER {
-        return None;
+fn tell(id: u64, addresses: *const u64, count: u32, owner: &Owner, now_ns: u64) -> bool {
+    // SAFETY: only asked whether it is there.
+    if unsafe { STACKS_SEEN.get(id) }.is_some() {
+        return true;
     }
-    Some(Walk {
-        ip: kernel(saved, registers::IP)?,
-        sp: kernel(saved, registers::SP)?,
-        bp: kernel(saved, registers::BP)?,
-        count: 0,
-        generation: generation(tgid, now_ns),
-    })
+    if !emit::stack(id, addresses, count, owner, now_ns) {
+        counters::stack_missed();
+        return false;
+    }
+    let _ = STACKS_SEEN.insert(id, now_ns, 0);
+    true
 }
 
 /// The generation of the process's address space; a new one if this is its first stack.
@@ -168,22 +229,30 @@ fn interrupted(walk: &mut Walk) -> Step {
     Step::Caller
 }
 
-/// Sends what user space needs to go on from where the walk stopped.
+/// Sends what user space needs to go on from where the walk stopped, or what is known if it has been asked too often.
 #[inline(always)]
-fn snapshot(addresses: *const u64, walk: &Walk, owner: &Owner, now_ns: u64) -> Taken {
+fn ask(addresses: *const u64, walk: &Walk, owner: &Owner, now_ns: u64) -> Taken {
     if !is_within_budget(owner.tgid, now_ns) {
         counters::snapshot_limited();
-        return Taken { id: 0, flags: hold_flags::STACK_RATE_LIMITED };
+        return cut(stack_state::RATE_LIMITED, addresses, walk, owner, now_ns);
     }
     // A name for this one: the whole stack is not known yet.
     let id = stack_id_mix(now_ns, walk.sp) | 1;
-    if emit::snapshot(id, addresses, walk, owner, now_ns) {
+    if emit::snapshot(kind::SNAPSHOT, id, addresses, walk.count, walk, owner, now_ns) {
         counters::snapshot_sent();
-        Taken { id, flags: 0 }
+        Taken::named(id)
     } else {
         counters::stack_missed();
-        NONE
+        Taken::none(stack_state::RING_FULL)
     }
+}
+
+/// Names the innermost part of a stack.
+#[inline(always)]
+fn cut(state: u8, addresses: *const u64, walk: &Walk, owner: &Owner, now_ns: u64) -> Taken {
+    let id = stack_id_mix(walk.id, STACK_ID_CUT) | 1;
+    let is_told = tell(id, addresses, walk.count, owner, now_ns);
+    Taken { id: if is_told { id } else { 0 }, state }
 }
 
 #[inline(always)]

@@ -66,7 +66,7 @@ pub struct Hold {
     pub begun_mono_ns: u64,
     /// Time spent in the kernel's search for a port; 0 when not measured.
     pub search_ns: u64,
-    /// Id of a [`super::Stack`]; 0 when there is none.
+    /// Id of a [`super::Stack`] or [`super::Snapshot`]; 0 when there is none, and `stack_state` says why.
     pub stack_id: u64,
     pub owner: Owner,
     pub endpoints: Endpoints,
@@ -76,11 +76,35 @@ pub struct Hold {
     pub confidence: u8,
     /// Any of [`hold_flags`].
     pub flags: u16,
+    /// One of [`stack_state`].
+    pub stack_state: u8,
     /// Zero.
-    pub reserved: u32,
+    pub reserved: [u8; 3],
 }
 
 const _: () = assert!(size_of::<Hold>() == 160);
+
+/// What is known of the user stack behind a hold.
+pub mod stack_state {
+    /// Nobody asked for it, or nobody asked for the port.
+    pub const UNASKED: u8 = 0;
+    /// `stack_id` names it.
+    pub const TAKEN: u8 = 1;
+    /// A kernel thread or io_uring worker has none.
+    pub const KERNEL_TASK: u8 = 2;
+    /// The task runs 32-bit code.
+    pub const COMPAT: u8 = 3;
+    /// The process has sent too many snapshots lately: `stack_id` names the innermost part of it.
+    pub const RATE_LIMITED: u8 = 4;
+    /// The ring had no room for it.
+    pub const RING_FULL: u8 = 5;
+    /// The saved registers could not be read.
+    pub const UNREADABLE: u8 = 6;
+    /// It has more frames than are walked: `stack_id` names the innermost ones.
+    pub const TOO_DEEP: u8 = 7;
+    /// The process has no number in portwatch's PID namespace, by which its mappings could be found.
+    pub const OTHER_PID_NAMESPACE: u8 = 8;
+}
 
 /// Which call asked for the port.
 pub mod how {
@@ -105,6 +129,4 @@ pub mod confidence {
 pub mod hold_flags {
     /// The port was learned after it was allocated; `begun_mono_ns` says when that was.
     pub const LATE: u16 = 1 << 0;
-    /// There is a user stack, but its process has sent too many snapshots lately.
-    pub const STACK_RATE_LIMITED: u16 = 1 << 1;
 }

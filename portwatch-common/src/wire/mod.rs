@@ -12,9 +12,9 @@ mod hold;
 mod life;
 mod stack;
 
-pub use hold::{Endpoints, Hold, Owner, confidence, hold_flags, how};
+pub use hold::{Endpoints, Hold, Owner, confidence, hold_flags, how, stack_state};
 pub use life::{Closed, Established, Failed, PortReleased, TimeWait, closer, failed_flags, reason};
-pub use stack::{Row, Snapshot, Stack, row_kind, stack_id_mix, stack_id_seed};
+pub use stack::{Row, STACK_ID_CUT, Snapshot, Stack, row_kind, stack_id_mix, stack_id_seed};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -59,6 +59,9 @@ pub mod kind {
     pub const STACK: u16 = 8;
     /// A [`super::Snapshot`].
     pub const SNAPSHOT: u16 = 9;
+    /// A [`super::Snapshot`] of a stack that the kernel side did walk to its end, for user space to walk again and
+    /// compare: the addresses of the whole stack, and registers and copy from its innermost frame on.
+    pub const AUDIT: u16 = 10;
 }
 
 /// How many of the [`kind`] numbers are events.

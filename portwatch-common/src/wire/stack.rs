@@ -5,7 +5,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::Header;
 use crate::limits::{SNAPSHOT_BYTES, STACK_FRAMES_MAX};
 
-/// Return addresses of one user stack. Kind `STACK`; comes before the first [`super::Hold`] that names it.
+/// Return addresses of one user stack, or of its innermost part. Kind `STACK`; comes before the first [`super::Hold`] that names it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Stack {
@@ -24,7 +24,7 @@ pub struct Stack {
 
 /// A stack that the kernel side could not walk to its end, because it met an instruction that it has no unwind row
 /// for: the addresses up to there, the registers there, and a copy of the stack from there on. Kind `SNAPSHOT`; comes
-/// before the [`super::Hold`] that names it.
+/// before the [`super::Hold`] that names it. Kind `AUDIT` has the same form and another meaning, see there.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Snapshot {
@@ -90,6 +90,9 @@ pub mod row_kind {
 pub const fn stack_id_seed(start_boot_ns: u64, tgid: u32) -> u64 {
     start_boot_ns ^ ((tgid as u64) << 32)
 }
+
+/// Mixed in last where a walk was cut: its innermost part is no whole stack, even if one with these addresses exists.
+pub const STACK_ID_CUT: u64 = 1;
 
 /// Mixes one address in, innermost first.
 pub const fn stack_id_mix(id: u64, address: u64) -> u64 {

@@ -161,7 +161,7 @@ impl Holds {
                 }
                 Joined::Event(event(socket, What::PortReleased { reason, held_ns }, exact), hold)
             }
-            Body::Stack(_) | Body::Snapshot(_) => Joined::Nothing,
+            Body::Stack(_) | Body::Snapshot(_) | Body::Audit(_) => Joined::Nothing,
         }
     }
 
@@ -199,7 +199,7 @@ mod tests {
     use super::*;
     use std::net::Ipv6Addr;
 
-    use crate::event::{Endpoints, Family, How, Protocol, TimeWaitState, Traffic};
+    use crate::event::{Endpoints, Family, How, Protocol, StackState, TimeWaitState, Traffic};
 
     fn hold(socket: u64) -> Hold {
         Hold {
@@ -220,6 +220,7 @@ mod tests {
             begun_mono_ns: 0,
             search_ns: None,
             stack: None,
+            stack_state: StackState::Unasked,
             is_late: false,
         }
     }

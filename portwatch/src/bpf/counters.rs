@@ -29,6 +29,7 @@ pub struct Totals {
     pub snapshots_limited: u64,
     pub stacks_walked: u64,
     pub snapshots: u64,
+    pub audits_missed: u64,
 }
 
 impl Totals {
@@ -64,6 +65,7 @@ impl Totals {
         self.snapshots_limited += counters.snapshots_limited;
         self.stacks_walked += counters.stacks_walked;
         self.snapshots += counters.snapshots;
+        self.audits_missed += counters.audits_missed;
     }
 }
 

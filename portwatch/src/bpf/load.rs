@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use aya::maps::{Array, HashMap, MapData, RingBuf};
 use aya::{Btf, Ebpf, EbpfLoader};
 use portwatch_common::config::{Config, Offsets, gate, pid_flags};
-use portwatch_common::limits::{ROWS_MAX, SPACES_MAX};
+use portwatch_common::limits::{ROWS_MAX, SPACES_MAX, STACKS_PER_AUDIT};
 use portwatch_common::wire::{self, kind};
 use zerocopy::IntoBytes;
 
@@ -230,8 +230,8 @@ fn create(plan: &Plan<'_>, rung: Rung) -> Result<Ebpf> {
         verbose: plan.verbose.into(),
         has_task_pt_regs: has_task_pt_regs().into(),
         is_preemptible: has_preemptible_tracepoints().into(),
-        reserved: 0,
         self_tgid: std::process::id(),
+        stacks_per_audit: STACKS_PER_AUDIT,
     };
     let log_level = if plan.verbose { log::Level::Debug as u8 } else { 0 };
     let mut loader = EbpfLoader::new();

@@ -8,7 +8,7 @@ use zerocopy::FromBytes;
 
 use super::{
     Closer, Comm, Confidence, Direction, Endpoints, Errno, Family, Hold, How, Owner, Protocol, RawSnapshot,
-    RawStack, Reason, SocketId, StackId, TimeWaitState, Traffic,
+    RawStack, Reason, SocketId, StackGap, StackId, StackState, TimeWaitState, Traffic,
 };
 
 /// One record of the kernel side.
@@ -63,6 +63,9 @@ pub enum Body {
     },
     Stack(RawStack),
     Snapshot(Box<RawSnapshot>),
+    /// A stack that the kernel side walked to its end, and what it was walked from: `addresses` is all of it, the
+    /// registers are its innermost frame's.
+    Audit(Box<RawSnapshot>),
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -213,25 +216,44 @@ fn body(kind: u16, bytes: &[u8]) -> Result<Body, DecodeError> {
                 addresses: wire.addresses[..count].to_vec(),
             })
         }
-        kind::SNAPSHOT => {
-            let wire: wire::Snapshot = read(kind, bytes)?;
-            // The copy begins within its first page.
-            let skipped = (wire.sp % 4096) as usize;
-            Body::Snapshot(Box::new(RawSnapshot {
-                id: StackId(wire.stack_id),
-                tgid: wire.tgid,
-                start_boot_ns: wire.start_boot_ns,
-                generation: wire.generation,
-                ip: wire.ip,
-                sp: wire.sp,
-                bp: wire.bp,
-                addresses: wire.addresses[..(wire.count as usize).min(wire.addresses.len())].to_vec(),
-                bytes: wire.bytes.get(skipped..).unwrap_or_default().to_vec(),
-                pages_valid: wire.pages_valid,
-            }))
-        }
+        kind::SNAPSHOT => Body::Snapshot(Box::new(snapshot(&read(kind, bytes)?))),
+        kind::AUDIT => Body::Audit(Box::new(snapshot(&read(kind, bytes)?))),
         kind => return Err(DecodeError::Kind(kind)),
     })
+}
+
+fn snapshot(wire: &wire::Snapshot) -> RawSnapshot {
+    // The copy begins within its first page.
+    let skipped = (wire.sp % 4096) as usize;
+    RawSnapshot {
+        id: StackId(wire.stack_id),
+        tgid: wire.tgid,
+        start_boot_ns: wire.start_boot_ns,
+        generation: wire.generation,
+        ip: wire.ip,
+        sp: wire.sp,
+        bp: wire.bp,
+        addresses: wire.addresses[..(wire.count as usize).min(wire.addresses.len())].to_vec(),
+        bytes: wire.bytes.get(skipped..).unwrap_or_default().to_vec(),
+        pages_valid: wire.pages_valid,
+    }
+}
+
+/// What the kernel side says of a stack. One that it took may still turn out not to be whole.
+fn stack_state(wire: &wire::Hold) -> StackState {
+    use portwatch_common::wire::stack_state as code;
+    let gap = match wire.stack_state {
+        code::UNASKED => return StackState::Unasked,
+        code::TAKEN => return StackState::Whole,
+        code::KERNEL_TASK => StackGap::KernelTask,
+        code::COMPAT => StackGap::Compat,
+        code::RATE_LIMITED => StackGap::RateLimited,
+        code::RING_FULL => StackGap::RingFull,
+        code::TOO_DEEP => StackGap::TooDeep,
+        code::OTHER_PID_NAMESPACE => StackGap::OtherPidNamespace,
+        _ => StackGap::Unreadable,
+    };
+    if wire.stack_id == 0 { StackState::Missing(gap) } else { StackState::Part(gap) }
 }
 
 /// 0 on the wire means that the kernel side does not know.
@@ -260,6 +282,7 @@ fn hold(wire: &wire::Hold) -> Hold {
         begun_mono_ns: wire.begun_mono_ns,
         search_ns: known(wire.search_ns),
         stack: (wire.stack_id != 0).then_some(StackId(wire.stack_id)),
+        stack_state: stack_state(wire),
         is_late: wire.flags & wire::hold_flags::LATE != 0,
     }
 }

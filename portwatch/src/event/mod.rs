@@ -184,8 +184,99 @@ pub struct Hold {
     /// Time in the kernel's search for a port.
     pub search_ns: Option<u64>,
     pub stack: Option<StackId>,
+    pub stack_state: StackState,
     /// The port was learned after it was allocated; `begun_mono_ns` says when that was.
     pub is_late: bool,
+}
+
+/// How well the user stack behind a hold is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StackState {
+    /// Nobody asked for it, or nobody asked for the port.
+    #[default]
+    Unasked,
+    /// From the call to the start of the thread.
+    Whole,
+    /// Right as far as it goes, but not known to reach the start of the thread.
+    Part(StackGap),
+    Missing(StackGap),
+}
+
+impl StackState {
+    /// Why the stack is not whole.
+    pub fn gap(self) -> Option<StackGap> {
+        match self {
+            StackState::Unasked | StackState::Whole => None,
+            StackState::Part(gap) | StackState::Missing(gap) => Some(gap),
+        }
+    }
+}
+
+/// Why a stack is not known, or not to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum StackGap {
+    /// A kernel thread or io_uring worker has no user stack.
+    KernelTask,
+    /// 32-bit code is not walked.
+    Compat,
+    /// The process met too many unknown instructions in one second.
+    RateLimited,
+    /// The ring had no room for the stack.
+    RingFull,
+    /// The saved registers could not be read.
+    Unreadable,
+    /// The process is not in portwatch's PID namespace.
+    OtherPidNamespace,
+    /// More frames than are walked.
+    TooDeep,
+    /// More bytes than were copied of it, or pages of it that could not be read.
+    NotCopied,
+    /// A return address that is not in code.
+    NotCode,
+    /// The stack leads back into itself.
+    NoProgress,
+    /// The unwind table cannot be followed.
+    NoRule,
+    /// The mapping or program file could not be had.
+    NoFile,
+}
+
+impl StackGap {
+    /// Name in the event log.
+    pub fn name(self) -> &'static str {
+        match self {
+            StackGap::KernelTask => "kernel_task",
+            StackGap::Compat => "32bit",
+            StackGap::RateLimited => "rate_limited",
+            StackGap::RingFull => "ring_full",
+            StackGap::Unreadable => "unreadable",
+            StackGap::OtherPidNamespace => "other_pid_namespace",
+            StackGap::TooDeep => "too_deep",
+            StackGap::NotCopied => "not_copied",
+            StackGap::NotCode => "not_code",
+            StackGap::NoProgress => "no_progress",
+            StackGap::NoRule => "no_rule",
+            StackGap::NoFile => "no_file",
+        }
+    }
+
+    /// The same for people.
+    pub fn text(self) -> &'static str {
+        match self {
+            StackGap::KernelTask => "kernel or io_uring worker",
+            StackGap::Compat => "32-bit code",
+            StackGap::RateLimited => "rate-limited",
+            StackGap::RingFull => "no room in the ring",
+            StackGap::Unreadable => "registers unreadable",
+            StackGap::OtherPidNamespace => "other PID namespace",
+            StackGap::TooDeep => "too many frames",
+            StackGap::NotCopied => "too long to copy",
+            StackGap::NotCode => "return address not in code",
+            StackGap::NoProgress => "leads back into itself",
+            StackGap::NoRule => "no usable unwind rule",
+            StackGap::NoFile => "program file not to be had",
+        }
+    }
 }
 
 /// Which call asked for the port.

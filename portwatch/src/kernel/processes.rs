@@ -183,7 +183,10 @@ mod tests {
         let exe = std::fs::canonicalize("/bin/sleep").unwrap();
         // spawn() returns within the exec, a moment before the new program shows (`exec_mm_release`).
         let deadline = Instant::now() + Duration::from_secs(5);
-        while std::fs::read_link(format!("/proc/{}/exe", child.id())).unwrap() != exe {
+        let shows = |file: &str| std::fs::read(format!("/proc/{}/{file}", child.id())).unwrap();
+        while std::fs::read_link(format!("/proc/{}/exe", child.id())).unwrap() != exe
+            || shows("cmdline").is_empty()
+        {
             assert!(Instant::now() < deadline, "no exec within 5 s");
             std::thread::yield_now();
         }

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 
-use crate::event::{Event, Hold, StackId};
+use crate::event::{Event, Hold, StackGap, StackId};
 
 /// What a tracing command writes to: text for people, JSON Lines for programs.
 ///
@@ -141,10 +141,40 @@ pub struct Summary {
     pub ended_by: &'static str,
 }
 
-/// How many events came with what kind of stack.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How many events came with what kind of stack, and how these were come by.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StackShares {
+    /// Events.
     pub complete: u64,
     pub partial: u64,
     pub none: u64,
+    /// Events whose stack is partial or missing, by the reason.
+    pub gaps: BTreeMap<StackGap, u64>,
+    /// Stacks that the kernel side walked to their end by itself.
+    pub walked: u64,
+    /// Stacks for which it asked user space.
+    pub snapshots: u64,
+    /// Stacks for which it would have, if their process had not made it ask too often.
+    pub rate_limited: u64,
+    pub audit: StackAudit,
+}
+
+/// Stacks that the kernel side walked and user space walked again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StackAudit {
+    pub matched: u64,
+    /// As far as the stack was copied.
+    pub matched_in_part: u64,
+    pub mismatched: u64,
+    /// Could not be walked again: the process is gone, or what it has mapped has changed.
+    pub unknown: u64,
+    /// Had no room in the ring.
+    pub missed: u64,
+}
+
+impl StackAudit {
+    /// Stacks that were compared.
+    pub fn checked(&self) -> u64 {
+        self.matched + self.matched_in_part + self.mismatched
+    }
 }

@@ -2,10 +2,10 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use super::{Frame, FrameKind, Header, Netns, Output, Process, Stack, StackShares, Summary};
+use super::{Frame, FrameKind, Header, Netns, Output, Process, Stack, StackAudit, StackShares, Summary};
 use crate::event::{
     Closer, Comm, Confidence, Direction, Endpoints, Errno, Event, Family, Hold, How, Owner, Protocol, Reason,
-    SocketId, StackId, TimeWaitState, Traffic, What,
+    SocketId, StackGap, StackId, StackState, TimeWaitState, Traffic, What,
 };
 
 pub const START_MONO_NS: u64 = 8_123_456_000_000_000;
@@ -139,6 +139,7 @@ pub fn hold(socket: u64, local_port: Option<u16>) -> Hold {
         begun_mono_ns: START_MONO_NS + 2 * MS,
         search_ns: Some(3_211),
         stack: Some(stack().id),
+        stack_state: StackState::Whole,
         is_late: false,
     }
 }
@@ -175,7 +176,16 @@ pub fn summary() -> Summary {
         is_lower_bound: true,
         inferred: [("closed", 1), ("port_allocated", 1), ("port_released", 1)].into(),
         filtered: [("port_allocated", 1)].into(),
-        stacks: StackShares { complete: 14, partial: 2, none: 3 },
+        stacks: StackShares {
+            complete: 14,
+            partial: 2,
+            none: 3,
+            gaps: [(StackGap::KernelTask, 1), (StackGap::RateLimited, 1), (StackGap::NotCopied, 1)].into(),
+            walked: 13,
+            snapshots: 4,
+            rate_limited: 1,
+            audit: StackAudit { matched: 2, matched_in_part: 1, ..StackAudit::default() },
+        },
         duration_ns: 62 * S,
         ended_by: "signal",
     }
@@ -192,6 +202,7 @@ pub fn play(out: &mut dyn Output) -> anyhow::Result<()> {
         owner: None,
         how: How::None,
         stack: None,
+        stack_state: StackState::Unasked,
         confidence: Confidence::Inferred,
         search_ns: None,
         ..hold(1, Some(51_000))
@@ -258,6 +269,7 @@ pub fn play(out: &mut dyn Output) -> anyhow::Result<()> {
         endpoints: endpoints(Family::Ipv6, ("::ffff:10.0.0.5", Some(45_684)), Some(("::ffff:10.0.0.9", 80))),
         confidence: Confidence::Inferred,
         search_ns: None,
+        stack_state: StackState::Part(StackGap::RateLimited),
         is_late: true,
         begun_mono_ns: START_MONO_NS - MS,
         ..hold(8, None)

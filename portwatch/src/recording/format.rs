@@ -105,6 +105,8 @@ pub struct Event {
     /// TCP state, of a socket that was open before the start.
     pub state: Option<String>,
     pub stack: Option<String>,
+    /// Why there is no stack, or only a part.
+    pub stack_gap: Option<String>,
     pub call_site: Option<String>,
     pub confidence: Confidence,
 }
@@ -189,11 +191,18 @@ pub struct Summary {
     pub complete: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StackShares {
     pub complete: u64,
     pub partial: u64,
     pub none: u64,
+    #[serde(default)]
+    pub gaps: Counts,
+    pub walked: Option<u64>,
+    pub snapshots: Option<u64>,
+    pub rate_limited: Option<u64>,
+    /// How often the kernel side's stacks were checked, and with what result.
+    pub audit: Option<Counts>,
 }
 
 mod u64_in_string {

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 
 use super::{Request, Shared};
 use crate::bpf::KernelFilters;
-use crate::event::{Confidence, Direction, Hold, How, Protocol, SocketId};
+use crate::event::{Confidence, Direction, Hold, How, Protocol, SocketId, StackState};
 use crate::kernel::baseline::{Baseline, OpenSocket, Selection};
 use crate::kernel::clock;
 use crate::kernel::netns::{self, Seen};
@@ -123,6 +123,7 @@ fn describe(open: OpenSocket, socket: SocketId, mono_ns: u64) -> Listed {
             begun_mono_ns: mono_ns,
             search_ns: None,
             stack: None,
+            stack_state: StackState::Unasked,
             is_late: false,
         }),
         state: open.state_name,

@@ -3,6 +3,7 @@
 //! Three threads and no more: the reader empties the ring, the [`pipeline`] turns records into lines, and the
 //! calling one waits for whatever ends the run.
 
+mod audit;
 mod baseline;
 mod control;
 mod follow;

@@ -12,18 +12,19 @@ use portwatch_common::limits::STACK_FRAMES_MAX;
 use portwatch_common::wire::{EVENT_NAMES, stack_id_mix, stack_id_seed};
 use tokio::sync::Notify;
 
+use super::audit::{self, Verdict};
 use super::{Request, Shared};
 use crate::aggregate::holds::{Holds, Joined};
 use crate::bpf::{NotRun, Received, Rung, Totals};
 use crate::event::decode::{Body, DecodeError, Record, records};
-use crate::event::{Confidence, Event, Hold, RawSnapshot, RawStack, StackId, Tuple};
+use crate::event::{Confidence, Event, Hold, RawSnapshot, RawStack, StackGap, StackId, StackState, Tuple};
 use crate::kernel::cgroups::Cgroups;
 use crate::kernel::clock::{self, Anchor};
 use crate::kernel::netns::{self, Namespace};
 use crate::kernel::processes::{Cmdline, Processes};
-use crate::output::{Netns, Output, Process, StackShares, Summary};
-use crate::stack::unwind::{Registers, StackBytes};
-use crate::stack::{self, Completeness, Snapshot, Stacks};
+use crate::output::{Netns, Output, Process, StackAudit, StackShares, Summary};
+use crate::stack::unwind::{Outcome, Registers, StackBytes, Unwound, Why};
+use crate::stack::{self, Snapshot, Stacks};
 
 /// How often output is flushed while nothing comes.
 const TICK: Duration = Duration::from_millis(50);
@@ -36,6 +37,9 @@ const ORDER_WINDOW_NS: u64 = 10_000_000;
 
 /// A snapshot's hold comes right behind it, and again only if the ring was full.
 const SNAPSHOTS_REMEMBERED: usize = 65_536;
+
+/// Only what happened since an audited stack was taken matters.
+const REPLACED_REMEMBERED: usize = 4096;
 
 /// The running pipeline.
 pub struct Pipeline {
@@ -104,6 +108,8 @@ pub fn start(
         call_sites: HashMap::new(),
         library_patterns: request.library_patterns.clone(),
         snapshots: HashMap::new(),
+        replaced: HashMap::new(),
+        is_verbose: request.verbose,
         written: BTreeMap::new(),
         inferred: BTreeMap::new(),
         skipped: 0,
@@ -128,12 +134,6 @@ pub fn start(
     Ok(Pipeline { thread, end })
 }
 
-/// What events say of a stack that the log has.
-struct CallSite {
-    text: Option<String>,
-    completeness: Completeness,
-}
-
 struct Worker {
     shared: Arc<Shared>,
     output: Box<dyn Output>,
@@ -147,10 +147,14 @@ struct Worker {
     opened: Option<HashSet<Tuple>>,
     processes: Processes,
     netns_seen: HashSet<u32>,
-    call_sites: HashMap<StackId, CallSite>,
+    /// Of the stacks that the log has.
+    call_sites: HashMap<StackId, Option<String>>,
     library_patterns: Vec<String>,
-    /// What the kernel side called a stack before it was known → the stack.
-    snapshots: HashMap<StackId, StackId>,
+    /// What the kernel side called a stack before it was known → the stack, and how well it is known.
+    snapshots: HashMap<StackId, (StackId, StackState)>,
+    /// Processes in which other code came to stand where code was → when that was learned.
+    replaced: HashMap<u32, u64>,
+    is_verbose: bool,
     /// Lines written, by type: those the kernel side saw.
     written: BTreeMap<&'static str, u64>,
     /// Lines written, by type: those that were deduced.
@@ -224,6 +228,10 @@ impl Worker {
     fn drain_sideband(&mut self, stacks: &mut Stacks) -> Result<()> {
         for pid in stacks.drain_sideband() {
             self.shared.tracing().unlearn(pid)?;
+            if self.replaced.len() >= REPLACED_REMEMBERED {
+                self.replaced.clear();
+            }
+            self.replaced.insert(pid, clock::mono_now_ns()?);
         }
         Ok(())
     }
@@ -234,9 +242,10 @@ impl Worker {
         match (&mut record.body, stacks.as_mut()) {
             (Body::Stack(raw), Some(stacks)) => return self.stack(raw, record.mono_ns, stacks),
             (Body::Snapshot(raw), Some(stacks)) => return self.snapshot(raw, record.mono_ns, stacks),
+            (Body::Audit(raw), Some(stacks)) => return self.audit(raw, record.mono_ns, stacks),
             (Body::Hold { hold, .. }, _) => {
-                if let Some(id) = hold.stack.and_then(|id| self.snapshots.get(&id)) {
-                    hold.stack = Some(*id);
+                if let Some(&(id, state)) = hold.stack.and_then(|id| self.snapshots.get(&id)) {
+                    (hold.stack, hold.stack_state) = (Some(id), state);
                 }
                 if let Some(opened) = &mut self.opened {
                     opened.insert(hold.endpoints.tuple());
@@ -291,19 +300,20 @@ impl Worker {
         {
             self.netns(owner.tgid.unwrap_or(0), event.mono_ns)?;
         }
-        let site = hold.stack.and_then(|id| self.call_sites.get(&id));
-        let completeness = site.map_or(Completeness::None, |site| site.completeness);
-        let call_site = site.and_then(|site| site.text.as_deref());
+        let call_site = hold.stack.and_then(|id| self.call_sites.get(&id)?.as_deref());
         self.output.event(event, hold, &process, call_site)?;
         let counts = match event.confidence {
             Confidence::Exact => &mut self.written,
             Confidence::Inferred | Confidence::Unknown => &mut self.inferred,
         };
         *counts.entry(event.what.name()).or_default() += 1;
-        match completeness {
-            Completeness::Complete => self.shares.complete += 1,
-            Completeness::Partial => self.shares.partial += 1,
-            Completeness::None => self.shares.none += 1,
+        match hold.stack_state {
+            StackState::Whole => self.shares.complete += 1,
+            StackState::Part(_) => self.shares.partial += 1,
+            StackState::Missing(_) | StackState::Unasked => self.shares.none += 1,
+        }
+        if let Some(gap) = hold.stack_state.gap() {
+            *self.shares.gaps.entry(gap).or_default() += 1;
         }
         let lines: u64 = self.written.values().chain(self.inferred.values()).sum();
         if self.count.is_some_and(|count| lines >= count) {
@@ -320,21 +330,14 @@ impl Worker {
         }
         let resolved = stacks.resolve_at(raw, raw.start_boot_ns, mono_ns);
         self.output.stack(&resolved.stack)?;
-        let site = CallSite { text: resolved.call_site, completeness: resolved.completeness };
-        self.call_sites.insert(raw.id, site);
+        self.call_sites.insert(raw.id, resolved.call_site);
         Ok(())
     }
 
     /// Walks a stack to its end, and teaches the kernel side the way.
     fn snapshot(&mut self, raw: &RawSnapshot, mono_ns: u64, stacks: &mut Stacks) -> Result<()> {
-        let unwound = stacks.unwind_snapshot(&Snapshot {
-            tgid: raw.tgid,
-            start_boot_ns: raw.start_boot_ns,
-            mono_ns,
-            registers: Registers { ip: raw.ip, sp: raw.sp, bp: raw.bp },
-            stack: StackBytes { start: raw.sp, bytes: &raw.bytes, valid: raw.pages_valid.into() },
-            prefix: raw.addresses.split_last().map_or(&[], |(_, before)| before),
-        });
+        let prefix = raw.addresses.split_last().map_or(&[][..], |(_, before)| before);
+        let unwound = unwind(raw, prefix, mono_ns, stacks);
         let rows = unwound.rows.iter().map(|&(address, row)| (address, row.wire()));
         self.shared.tracing().learn(raw.generation, rows)?;
         let id = unwound
@@ -346,13 +349,45 @@ impl Worker {
             id: StackId(id.max(1)),
             tgid: raw.tgid,
             start_boot_ns: raw.start_boot_ns,
-            addresses: unwound.addresses,
+            addresses: unwound.addresses.clone(),
         };
         self.stack(&whole, mono_ns, stacks)?;
         if self.snapshots.len() >= SNAPSHOTS_REMEMBERED {
             self.snapshots.clear();
         }
-        self.snapshots.insert(raw.id, whole.id);
+        self.snapshots.insert(raw.id, (whole.id, state(&unwound.outcome)));
+        Ok(())
+    }
+
+    /// Walks a stack again that the kernel side walked by the rows it was taught.
+    fn audit(&mut self, raw: &RawSnapshot, mono_ns: u64, stacks: &mut Stacks) -> Result<()> {
+        let unwound = unwind(raw, &[], mono_ns, stacks);
+        let counts = &mut self.shares.audit;
+        match audit::judge(&raw.addresses, &unwound) {
+            Verdict::Matched => counts.matched += 1,
+            Verdict::MatchedInPart => counts.matched_in_part += 1,
+            Verdict::Unknown => counts.unknown += 1,
+            Verdict::Mismatched { .. } if self.replaced.get(&raw.tgid).is_some_and(|&at| at > mono_ns) => {
+                counts.unknown += 1;
+            }
+            Verdict::Mismatched { from } => {
+                counts.mismatched += 1;
+                if counts.mismatched == 1 || self.is_verbose {
+                    eprintln!(
+                        "portwatch: warning: the kernel side walked a stack of process {} wrongly from frame {from} on; \
+                         it is taught that process's code anew",
+                        raw.tgid
+                    );
+                }
+                if self.is_verbose {
+                    eprintln!(
+                        "portwatch: it found {:x?}, the unwind tables say {:x?} ({:?})",
+                        raw.addresses, unwound.addresses, unwound.outcome
+                    );
+                }
+                self.shared.tracing().unlearn(raw.tgid)?;
+            }
+        }
         Ok(())
     }
 
@@ -403,7 +438,13 @@ impl Worker {
             events: self.written.clone(),
             inferred: self.inferred.clone(),
             is_lower_bound: not_run.is_unknown,
-            stacks: self.shares,
+            stacks: StackShares {
+                walked: totals.stacks_walked,
+                snapshots: totals.snapshots,
+                rate_limited: totals.snapshots_limited,
+                audit: StackAudit { missed: totals.audits_missed, ..self.shares.audit },
+                ..self.shares.clone()
+            },
             duration_ns: clock::mono_now_ns()?.saturating_sub(self.started_mono_ns),
             ended_by: if by.is_empty() { "exit" } else { by },
             ..Summary::default()
@@ -447,4 +488,28 @@ impl Worker {
         let not_run = tracing.not_run(&totals);
         Ok((totals, not_run))
     }
+}
+
+fn unwind(raw: &RawSnapshot, prefix: &[u64], mono_ns: u64, stacks: &mut Stacks) -> Unwound {
+    stacks.unwind_snapshot(&Snapshot {
+        tgid: raw.tgid,
+        start_boot_ns: raw.start_boot_ns,
+        mono_ns,
+        registers: Registers { ip: raw.ip, sp: raw.sp, bp: raw.bp },
+        stack: StackBytes { start: raw.sp, bytes: &raw.bytes, valid: raw.pages_valid.into() },
+        prefix,
+    })
+}
+
+/// How well a stack is known that was walked from a copy.
+fn state(outcome: &Outcome) -> StackState {
+    StackState::Part(match outcome {
+        Outcome::Complete => return StackState::Whole,
+        Outcome::Truncated(Why::NotCaptured) => StackGap::NotCopied,
+        Outcome::Truncated(Why::NotCode) => StackGap::NotCode,
+        Outcome::Truncated(Why::NoProgress) => StackGap::NoProgress,
+        Outcome::Truncated(Why::Unsupported) => StackGap::NoRule,
+        Outcome::Truncated(Why::TooDeep) => StackGap::TooDeep,
+        Outcome::Truncated(Why::Unknown(_)) => StackGap::NoFile,
+    })
 }

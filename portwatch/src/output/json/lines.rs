@@ -153,11 +153,50 @@ struct Stacks {
     complete: u64,
     partial: u64,
     none: u64,
+    /// By name, as events have it in `stack_gap`.
+    gaps: BTreeMap<&'static str, u64>,
+    walked: u64,
+    snapshots: u64,
+    rate_limited: u64,
+    audit: Audit,
+}
+
+impl Stacks {
+    fn new(shares: &output::StackShares) -> Self {
+        Stacks {
+            complete: shares.complete,
+            partial: shares.partial,
+            none: shares.none,
+            gaps: shares.gaps.iter().map(|(gap, &count)| (gap.name(), count)).collect(),
+            walked: shares.walked,
+            snapshots: shares.snapshots,
+            rate_limited: shares.rate_limited,
+            audit: Audit::new(&shares.audit),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Audit {
+    checked: u64,
+    matched: u64,
+    /// A part of `matched`.
+    matched_in_part: u64,
+    mismatched: u64,
+    unknown: u64,
+    missed: u64,
+}
+
+impl Audit {
+    fn new(audit: &output::StackAudit) -> Self {
+        let &output::StackAudit { matched, matched_in_part, mismatched, unknown, missed } = audit;
+        let checked = audit.checked();
+        Audit { checked, matched: matched + matched_in_part, matched_in_part, mismatched, unknown, missed }
+    }
 }
 
 impl<'a> Summary<'a> {
     pub fn new(summary: &'a output::Summary) -> Self {
-        let output::StackShares { complete, partial, none } = summary.stacks;
         Summary {
             events: &summary.events,
             lost: &summary.lost,
@@ -165,7 +204,7 @@ impl<'a> Summary<'a> {
             lower_bound: summary.is_lower_bound,
             inferred: &summary.inferred,
             filtered: &summary.filtered,
-            stacks: Stacks { complete, partial, none },
+            stacks: Stacks::new(&summary.stacks),
             duration_ns: summary.duration_ns,
             ended_by: summary.ended_by,
             complete: true,

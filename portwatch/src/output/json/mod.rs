@@ -257,6 +257,9 @@ fn put_end(mut line: Object, hold: &Hold, confidence: Confidence, call_site: Opt
     if let Some(stack) = hold.stack {
         line.big("stack", stack.0);
     }
+    if let Some(gap) = hold.stack_state.gap() {
+        line.name("stack_gap", gap.name());
+    }
     line.text_if_known("call_site", call_site);
     line.name("confidence", confidence.name());
     line.end();

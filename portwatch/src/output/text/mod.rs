@@ -174,6 +174,9 @@ impl<W: Write + Send> Text<W> {
         if !call_site.is_empty() {
             row.gap();
             row.cell(widths.call_site_at(), CODE, call_site);
+        } else if let Some(gap) = hold.stack_state.gap() {
+            row.gap();
+            row.cell(widths.call_site_at(), DIM, &format!("({})", gap.text()));
         }
         row.end();
     }

@@ -59,8 +59,11 @@ pub(super) fn push(text: &mut String, has_color: bool, summary: &Summary, failur
     if let Some(filtered) = counts(&summary.filtered) {
         line(&[(DIM, format!("Left out by filters: {filtered}."))]);
     }
-    if let Some(stacks) = stacks(summary.stacks) {
+    if let Some(stacks) = stacks(&summary.stacks) {
         line(&[(DIM, stacks)]);
+    }
+    if let Some((is_right, audit)) = audit(&summary.stacks) {
+        line(&[(if is_right { DIM } else { BAD }, audit)]);
     }
 }
 
@@ -111,15 +114,33 @@ fn counts(counts: &BTreeMap<&'static str, u64>) -> Option<String> {
     (!told.is_empty()).then(|| told.join(", "))
 }
 
-fn stacks(StackShares { complete, partial, none }: StackShares) -> Option<String> {
+fn stacks(shares: &StackShares) -> Option<String> {
+    let StackShares { complete, partial, none, .. } = *shares;
     let all = complete + partial + none;
     // Rounded down: all of them is all of them.
     let percent = (complete * 100).checked_div(all)?;
-    Some(format!(
-        "Call sites: {percent} % of stacks are complete, {} partial, {} missing.",
-        grouped(partial),
-        grouped(none)
-    ))
+    let gaps: Vec<String> =
+        shares.gaps.iter().map(|(gap, &count)| format!("{} {}", grouped(count), gap.text())).collect();
+    let gaps = if gaps.is_empty() { String::new() } else { format!(" ({})", gaps.join(", ")) };
+    let (partial, none) = (grouped(partial), grouped(none));
+    Some(format!("Call sites: {percent} % of stacks are complete, {partial} partial, {none} missing{gaps}."))
+}
+
+/// How the stacks were come by, and whether those that were looked at twice are right.
+fn audit(shares: &StackShares) -> Option<(bool, String)> {
+    let audit = shares.audit;
+    let checked = audit.checked();
+    if shares.walked == 0 {
+        return None;
+    }
+    let (walked, snapshots) = (grouped(shares.walked), grouped(shares.snapshots));
+    let how = format!("Stacks: {walked} walked in the kernel, {snapshots} from copies");
+    let judged = match (checked, audit.mismatched) {
+        (0, _) => "none checked".to_owned(),
+        (_, 0) => format!("{} checked, all of them right", grouped(checked)),
+        (_, wrong) => format!("{} checked, {} of them WRONG", grouped(checked), grouped(wrong)),
+    };
+    Some((audit.mismatched == 0, format!("{how}; {judged}.")))
 }
 
 /// A number with its thousands apart.
@@ -138,6 +159,8 @@ pub(super) fn grouped(number: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::StackGap;
+    use crate::output::StackAudit;
 
     #[test]
     fn thousands_are_kept_apart() {
@@ -148,8 +171,36 @@ mod tests {
 
     #[test]
     fn shares_of_no_stacks_are_not_told() {
-        assert_eq!(stacks(StackShares::default()), None);
-        let almost = StackShares { complete: 999, partial: 1, none: 0 };
-        assert_eq!(stacks(almost).unwrap(), "Call sites: 99 % of stacks are complete, 1 partial, 0 missing.");
+        assert_eq!(stacks(&StackShares::default()), None);
+        assert_eq!(audit(&StackShares::default()), None);
+        let almost = StackShares { complete: 999, partial: 1, ..StackShares::default() };
+        assert_eq!(
+            stacks(&almost).unwrap(),
+            "Call sites: 99 % of stacks are complete, 1 partial, 0 missing."
+        );
+    }
+
+    #[test]
+    fn what_is_missing_has_its_reasons() {
+        let gaps = [(StackGap::RateLimited, 2), (StackGap::KernelTask, 1)].into();
+        let shares = StackShares { complete: 7, partial: 2, none: 1, gaps, ..StackShares::default() };
+        assert_eq!(
+            stacks(&shares).unwrap(),
+            "Call sites: 70 % of stacks are complete, 2 partial, 1 missing \
+             (1 kernel or io_uring worker, 2 rate-limited)."
+        );
+    }
+
+    #[test]
+    fn wrong_stacks_stand_out() {
+        let audit_of = |matched, mismatched| {
+            let audit = StackAudit { matched, mismatched, ..StackAudit::default() };
+            super::audit(&StackShares { walked: 5000, snapshots: 3, audit, ..StackShares::default() })
+                .unwrap()
+        };
+        let how = "Stacks: 5,000 walked in the kernel, 3 from copies; ";
+        assert_eq!(audit_of(0, 0), (true, format!("{how}none checked.")));
+        assert_eq!(audit_of(5, 0), (true, format!("{how}5 checked, all of them right.")));
+        assert_eq!(audit_of(4, 1), (false, format!("{how}5 checked, 1 of them WRONG.")));
     }
 }
