@@ -3,8 +3,11 @@
 /// Length of a task's `comm`, its final NUL included. Source: `TASK_COMM_LEN` of the kernel.
 pub const COMM_LEN: usize = 16;
 
-/// User frames kept per stack. The deepest stack seen at a connect() on common programs has 36 frames.
-pub const STACK_FRAMES_MAX: usize = 64;
+/// User frames kept per stack; a power of two. The deepest stack seen at a connect() on common programs has 36 frames.
+pub const STACK_FRAMES_MAX: usize = 128;
+
+/// User frames walked where the verifier goes through the loop turn by turn.
+pub const STACK_FRAMES_PLAIN: usize = 64;
 
 /// Nested PID namespaces searched for the number by which portwatch knows a task.
 /// Source: `MAX_PID_NS_LEVEL` is 32; containers in containers reach three or four.

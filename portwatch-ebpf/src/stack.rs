@@ -13,6 +13,10 @@ use portwatch_common::wire::{
     Owner, Row, STACK_ID_CUT, kind, row_kind, stack_id_mix, stack_id_seed, stack_state,
 };
 
+#[cfg_attr(feature = "loop", path = "stack/looped.rs")]
+#[cfg_attr(not(feature = "loop"), path = "stack/plain.rs")]
+mod walk;
+
 use crate::maps::{ROWS, SNAPSHOT_BUDGETS, SPACES, STACK_SCRATCH, STACKS_SEEN};
 use crate::read::{kernel, user};
 use crate::registers::{self, signal_frame};
@@ -93,10 +97,10 @@ pub fn take(place: u32, owner: &Owner, now_ns: u64) -> Taken {
         Err(state) => return Taken::none(state),
     };
     let mut walk = first;
-    match follow(addresses, &mut walk) {
-        Reached::End => {}
-        Reached::Unknown => return ask(addresses, &walk, owner, now_ns),
-        Reached::Limit => return cut(stack_state::TOO_DEEP, addresses, &walk, owner, now_ns),
+    match walk::follow(addresses, &mut walk) {
+        Step::End => {}
+        Step::Stuck => return ask(addresses, &walk, owner, now_ns),
+        Step::Caller => return cut(stack_state::TOO_DEEP, addresses, &walk, owner, now_ns),
     }
     let id = if walk.id == 0 { 1 } else { walk.id };
     if !tell(id, addresses, walk.count, owner, now_ns) {
@@ -131,37 +135,30 @@ fn start(owner: &Owner, now_ns: u64) -> Result<Walk, u8> {
     Ok(Walk { ip, sp, bp, count: 0, generation, id: stack_id_seed(owner.start_boot_ns, owner.tgid) })
 }
 
-/// How far a walk came.
-enum Reached {
+/// What the next step of a walk found.
+enum Step {
+    Caller,
+    /// This was the outermost frame.
     End,
-    /// An instruction without a row.
-    Unknown,
-    /// `STACK_FRAMES_MAX`
-    Limit,
+    /// An instruction without a row, a word that could not be read, or a row that cannot say it.
+    Stuck,
 }
 
-/// Walks outwards as far as there are rows.
+/// Notes the frame that the walk is at, the `number`th, and goes on to its caller. On `Stuck` it stays.
 #[inline(always)]
-fn follow(addresses: *mut u64, walk: &mut Walk) -> Reached {
-    while walk.count < STACK_FRAMES_MAX as u32 {
-        // The outermost frame of a thread that was set up by hand returns to 0.
-        if walk.ip == 0 {
-            return Reached::End;
-        }
-        // SAFETY: `count` is below the array's length.
-        unsafe { addresses.add((walk.count & (STACK_FRAMES_MAX as u32 - 1)) as usize).write(walk.ip) };
-        walk.id = stack_id_mix(walk.id, walk.ip);
-        walk.count += 1;
-        let key = RowKey { generation: walk.generation, address: walk.ip };
-        // SAFETY: read field by field; a row is never changed, only removed.
-        let Some(row) = (unsafe { ROWS.get(key) }) else { return Reached::Unknown };
-        match step(walk, row) {
-            Step::Caller => {}
-            Step::End => return Reached::End,
-            Step::Stuck => return Reached::Unknown,
-        }
+fn visit(addresses: *mut u64, number: u32, walk: &mut Walk) -> Step {
+    // The outermost frame of a thread that was set up by hand returns to 0.
+    if walk.ip == 0 {
+        return Step::End;
     }
-    Reached::Limit
+    // SAFETY: `number` is below the array's length; the mask tells the verifier so.
+    unsafe { addresses.add((number & (STACK_FRAMES_MAX as u32 - 1)) as usize).write(walk.ip) };
+    walk.id = stack_id_mix(walk.id, walk.ip);
+    walk.count = number + 1;
+    let key = RowKey { generation: walk.generation, address: walk.ip };
+    // SAFETY: read field by field; a row is never changed, only removed.
+    let Some(row) = (unsafe { ROWS.get(key) }) else { return Step::Stuck };
+    step(walk, row)
 }
 
 /// Makes sure that user space has the addresses behind an id. False: there was no room.
@@ -188,13 +185,6 @@ fn generation(tgid: u32, now_ns: u64) -> u64 {
     }
     let _ = SPACES.insert(tgid, now_ns, 0);
     now_ns
-}
-
-enum Step {
-    Caller,
-    End,
-    /// A word could not be read, or a row cannot say it.
-    Stuck,
 }
 
 /// From a frame to its caller. On `Stuck` the walk is where it was.

@@ -6,6 +6,7 @@
 mod apt;
 mod bench;
 mod bpf_linker;
+mod bpf_strip;
 mod bpf_toolchain;
 mod clients;
 mod expected_skips;

@@ -64,9 +64,9 @@ impl Workspace {
         self.tests().is_ok_and(|tests| tests.iter().any(|test| test == name))
     }
 
-    /// The kernel programs, ready to be embedded.
-    pub fn bpf_object(&self) -> PathBuf {
-        self.target.join("bpf/portwatch.bpf.o")
+    /// Where kernel programs that are ready to be embedded lie.
+    pub fn bpf_object(&self, file: &str) -> PathBuf {
+        self.target.join("bpf").join(file)
     }
 }
 

@@ -6,7 +6,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use aya::maps::{Array, HashMap, MapData, RingBuf};
+use aya::programs::ProgramError;
 use aya::{Btf, Ebpf, EbpfLoader};
+use aya_obj::generated::bpf_func_id;
 use portwatch_common::config::{Config, Offsets, gate, pid_flags};
 use portwatch_common::limits::{ROWS_MAX, SPACES_MAX, STACKS_PER_AUDIT};
 use portwatch_common::wire::{self, kind};
@@ -17,11 +19,10 @@ use crate::kernel::offsets::Missing;
 
 use super::attach::{Link, attach, load as load_hook};
 use super::counters::{CountersMap, NotRun, Totals};
+use super::object::{StackWalk, has};
 use super::programs::{Hook, Need, PROCESSES, Rung, STATE_NESTED, hooks};
 use super::reader::Reader;
 use super::settings::{KernelFilters, Sizes};
-
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("PORTWATCH_BPF_OBJECT"));
 
 /// What to load.
 #[derive(Debug)]
@@ -37,6 +38,8 @@ pub struct Plan<'a> {
     pub kinds: u32,
     pub accepted: bool,
     pub stacks: bool,
+    /// Only this way, or the best that works.
+    pub stack_walk: Option<StackWalk>,
     pub verbose: bool,
     /// Inode of portwatch's PID namespace; `None` when it is the initial one.
     pub pid_namespace: Option<u32>,
@@ -110,6 +113,7 @@ pub struct Tracing {
     /// Rows that the kernel side has, oldest first.
     taught: VecDeque<[u64; 2]>,
     pub rung: Rung,
+    pub stack_walk: StackWalk,
     pub disabled: Vec<Disabled>,
 }
 
@@ -119,16 +123,33 @@ pub struct Tracing {
 /// When no rung that the plan allows works.
 pub fn load(plan: &Plan<'_>) -> Result<(Tracing, Reader), LoadError> {
     let mut reasons = Vec::new();
+    let walks = plan.stack_walk.map_or(StackWalk::possible().to_vec(), |walk| vec![walk]);
     for rung in plan.rung.map_or(Rung::ALL.to_vec(), |rung| vec![rung]) {
-        match load_rung(plan, rung) {
-            Ok(tracing) => return Ok(tracing),
-            Err(reason) => reasons.push((rung, reason)),
+        for &walk in &walks {
+            match load_rung(plan, rung, walk) {
+                Ok(tracing) => return Ok(tracing),
+                Err(reason) => {
+                    let may_go_otherwise = is_verdict(&reason);
+                    reasons.push((rung, reason));
+                    if !may_go_otherwise {
+                        break;
+                    }
+                }
+            }
         }
     }
     Err(LoadError { reasons })
 }
 
-fn load_rung(plan: &Plan<'_>, rung: Rung) -> Result<(Tracing, Reader)> {
+/// Whether the verifier itself refused a program: it may like another form of it.
+fn is_verdict(error: &anyhow::Error) -> bool {
+    error.chain().filter_map(|cause| cause.downcast_ref::<ProgramError>()).any(|error| match error {
+        ProgramError::LoadError { verifier_log, .. } => !verifier_log.to_string().trim().is_empty(),
+        _ => false,
+    })
+}
+
+fn load_rung(plan: &Plan<'_>, rung: Rung, walk: StackWalk) -> Result<(Tracing, Reader)> {
     if rung == Rung::Kprobe && !Path::new(KPROBES).exists() {
         // Said before the programs are verified, which takes its time.
         anyhow::bail!("this kernel has no kprobes: there is no `{KPROBES}`");
@@ -152,7 +173,7 @@ fn load_rung(plan: &Plan<'_>, rung: Rung) -> Result<(Tracing, Reader)> {
         }
     }
 
-    let mut ebpf = create(plan, rung)?;
+    let mut ebpf = create(plan, rung, walk)?;
     plan.filters.fill(&mut ebpf)?;
     // Everything is loaded before anything is attached: a rung that fails leaves no trace.
     let mut loaded = Vec::new();
@@ -186,7 +207,8 @@ fn load_rung(plan: &Plan<'_>, rung: Rung) -> Result<(Tracing, Reader)> {
     let counters = ebpf.take_map("COUNTERS").context("the kernel programs have no map `COUNTERS`")?;
     let reader = Reader::new(RingBuf::try_from(events)?);
     let counters = CountersMap::try_from(counters)?;
-    Ok((Tracing { ebpf, links, counters, attached, taught: VecDeque::new(), rung, disabled }, reader))
+    let taught = VecDeque::new();
+    Ok((Tracing { ebpf, links, counters, attached, taught, rung, stack_walk: walk, disabled }, reader))
 }
 
 /// Where kernels with kprobes say how to ask for one.
@@ -216,7 +238,7 @@ fn disable(disabled: &mut Vec<Disabled>, hook: &Hook, reason: String) -> Result<
 }
 
 /// Creates the maps, with the read-only settings filled in.
-fn create(plan: &Plan<'_>, rung: Rung) -> Result<Ebpf> {
+fn create(plan: &Plan<'_>, rung: Rung, walk: StackWalk) -> Result<Ebpf> {
     let config = Config {
         cgroup_id: plan.filters.cgroup.map_or(0, |(id, _)| id),
         comm_glob: plan.filters.comm_glob(),
@@ -228,7 +250,7 @@ fn create(plan: &Plan<'_>, rung: Rung) -> Result<Ebpf> {
         accepted: plan.accepted.into(),
         stacks: plan.stacks.into(),
         verbose: plan.verbose.into(),
-        has_task_pt_regs: has_task_pt_regs().into(),
+        has_task_pt_regs: has(bpf_func_id::BPF_FUNC_task_pt_regs).into(),
         is_preemptible: has_preemptible_tracepoints().into(),
         self_tgid: std::process::id(),
         stacks_per_audit: STACKS_PER_AUDIT,
@@ -253,7 +275,7 @@ fn create(plan: &Plan<'_>, rung: Rung) -> Result<Ebpf> {
     for (map, entries) in plan.filters.sizes() {
         loader.map_max_entries(map, entries);
     }
-    loader.load(OBJECT).context("cannot create the kernel side's maps")
+    loader.load(walk.object()).context("cannot create the kernel side's maps")
 }
 
 /// Calls of probed functions under way at once, one per thread and function. Past this, a call is not seen.
@@ -272,16 +294,6 @@ fn has_preemptible_tracepoints() -> bool {
             .and_then(|major| major.parse::<u32>().ok())
             .is_some_and(|major| major >= 7)
     })
-}
-
-/// Whether programs may ask for a task's saved registers: from 5.15 on.
-fn has_task_pt_regs() -> bool {
-    use aya::sys::is_helper_supported;
-    is_helper_supported(
-        aya::programs::ProgramType::RawTracePoint,
-        aya_obj::generated::bpf_func_id::BPF_FUNC_task_pt_regs,
-    )
-    .unwrap_or(false)
 }
 
 impl Tracing {

@@ -4,6 +4,7 @@
 mod attach;
 mod counters;
 mod load;
+mod object;
 pub mod probe;
 mod programs;
 mod reader;
@@ -11,6 +12,7 @@ mod settings;
 
 pub use counters::{NotRun, Totals};
 pub use load::{Disabled, LoadError, Plan, Tracing, load};
+pub use object::StackWalk;
 pub use programs::Rung;
 pub use reader::{Queue, Reader, Received};
 pub use settings::{KernelFilters, Sizes};

@@ -8,12 +8,14 @@ use crate::kernel::tracefs;
 
 use super::load::{LoadError, one_line};
 use super::programs::{Door, hooks};
-use super::{Disabled, KernelFilters, Plan, Rung, Sizes, load};
+use super::{Disabled, KernelFilters, Plan, Rung, Sizes, StackWalk, load};
 
 /// What came of trying one rung.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attempt {
     pub rung: Rung,
+    /// How stacks are walked there; `None` where the rung is not possible.
+    pub stack_walk: Option<StackWalk>,
     /// Hooks that could not be attached, or why the rung is not possible at all.
     pub result: Result<Vec<Disabled>, String>,
 }
@@ -32,11 +34,14 @@ pub fn rungs(resolved: &Resolved, pid_namespace: Option<u32>) -> Vec<Attempt> {
             kinds: u32::MAX,
             accepted: false,
             stacks: true,
+            stack_walk: None,
             verbose: false,
             pid_namespace,
         };
-        let result = load(&plan).map(|(tracing, _)| tracing.disabled.clone()).map_err(|error| reason(&error));
-        Attempt { rung, result }
+        let loaded = load(&plan);
+        let stack_walk = loaded.as_ref().ok().map(|(tracing, _)| tracing.stack_walk);
+        let result = loaded.map(|(tracing, _)| tracing.disabled.clone()).map_err(|error| reason(&error));
+        Attempt { rung, stack_walk, result }
     };
     let all = || Rung::ALL.map(attempt).to_vec();
     // Without tracefs the other rungs may still do.

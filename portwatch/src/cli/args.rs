@@ -11,7 +11,7 @@ use portwatch_common::wire::{EVENT_NAMES, kind};
 use serde_json::{Value, json};
 
 use super::failure::Failure;
-use crate::bpf::{KernelFilters, Rung, Sizes};
+use crate::bpf::{KernelFilters, Rung, Sizes, StackWalk};
 use crate::filters::comm::CommPatterns;
 use crate::filters::ports::PortSet;
 use crate::kernel::cgroups::Cgroups;
@@ -128,6 +128,9 @@ pub struct TraceSetup {
     /// Do not take stacks: no call sites
     #[arg(long)]
     no_stacks: bool,
+    /// How the kernel side walks stacks: loop (from Linux 5.17) or plain [default: the first that works]
+    #[arg(long, value_name = "WAY", hide = true)]
+    stack_walk: Option<StackWalk>,
     /// A function or module that is never the call site, as in `libmyclient.so*` or `mylib::*`
     #[arg(long, value_name = "PATTERN")]
     library: Vec<String>,
@@ -200,6 +203,7 @@ pub fn request(
         kinds: kinds(filters)?,
         accepted: filters.accepted,
         stacks: !setup.no_stacks,
+        stack_walk: setup.stack_walk,
         library_patterns: setup.library.clone(),
         cmdline: setup.cmdline,
         sizes: Sizes {

@@ -119,6 +119,27 @@ pub fn records(batch: &[u8]) -> impl Iterator<Item = Result<Record, DecodeError>
     })
 }
 
+/// The snapshots of a batch, found without reading the other records.
+pub fn snapshots(batch: &[u8]) -> impl Iterator<Item = (u64, RawSnapshot)> + '_ {
+    let mut rest = batch;
+    std::iter::from_fn(move || {
+        loop {
+            let (header, _) = wire::Header::read_from_prefix(rest).ok()?;
+            let size = header.size as usize;
+            if size < size_of::<wire::Header>() {
+                return None;
+            }
+            let (bytes, behind) = rest.split_at_checked(size)?;
+            rest = behind;
+            if (header.version, header.kind) == (WIRE_VERSION, kind::SNAPSHOT)
+                && let Ok(wire) = read(header.kind, bytes)
+            {
+                return Some((header.time_mono_ns, snapshot(&wire)));
+            }
+        }
+    })
+}
+
 /// The first record and how many bytes it takes: all of them where that cannot be known.
 fn next(bytes: &[u8]) -> (Result<Record, DecodeError>, usize) {
     let Ok((header, _)) = wire::Header::read_from_prefix(bytes) else {
@@ -419,6 +440,21 @@ mod tests {
         );
     }
 
+    #[test]
+    fn snapshots_are_found_among_other_records() {
+        let mut taken = wire::Snapshot::new_zeroed();
+        let size = size_of::<wire::Snapshot>() as u32;
+        taken.header = wire::Header { version: WIRE_VERSION, kind: kind::SNAPSHOT, size, time_mono_ns: 7 };
+        taken.stack_id = 3;
+        let mut batch = released(1).as_bytes().to_vec();
+        batch.extend_from_slice(taken.as_bytes());
+        batch.extend_from_slice(released(2).as_bytes());
+        taken.stack_id = 4;
+        batch.extend_from_slice(taken.as_bytes());
+        let found: Vec<_> = snapshots(&batch).map(|(mono_ns, raw)| (mono_ns, raw.id.0)).collect();
+        assert_eq!(found, [(7, 3), (7, 4)]);
+    }
+
     /// Every prefix of a good batch, and every single flipped byte of it.
     #[test]
     fn hostile_bytes_never_panic() {
@@ -426,12 +462,14 @@ mod tests {
         batch.extend_from_slice(released(2).as_bytes());
         for end in 0..batch.len() {
             let _ = all(&batch[..end]);
+            assert_eq!(snapshots(&batch[..end]).count(), 0);
         }
         for at in 0..batch.len() {
             for value in [0, 1, 0x7f, 0x80, 0xff] {
                 let mut bytes = batch.clone();
                 bytes[at] = value;
                 assert!(all(&bytes).len() <= batch.len());
+                assert!(snapshots(&bytes).count() <= 2);
             }
         }
     }

@@ -411,6 +411,16 @@ pub struct Tuple {
 }
 
 impl Tuple {
+    /// What the same socket was before it had a peer: bound to its address, or to all of them.
+    pub fn before_connect(self) -> [Tuple; 2] {
+        let all = if self.local.0.to_ipv4_mapped().is_some() {
+            std::net::Ipv4Addr::UNSPECIFIED.to_ipv6_mapped()
+        } else {
+            Ipv6Addr::UNSPECIFIED
+        };
+        [self.local.0, all].map(|address| Tuple { local: (address, self.local.1), remote: None, ..self })
+    }
+
     /// The other end of the same connection, where both are on this host.
     pub fn peer(self) -> Option<Tuple> {
         let (address, port) = self.remote?;

@@ -100,8 +100,8 @@ impl Reader {
                     }
                     self.end("its last line is damaged");
                 }
-                (Ok(Parsed::Unknown), _) => self.skipped += 1,
-                (Ok(Parsed::Line(line)), _) => {
+                (Ok(None), _) => self.skipped += 1,
+                (Ok(Some(line)), _) => {
                     self.has_summary = matches!(line, Line::Summary(_));
                     return Ok(Some(line));
                 }
@@ -231,15 +231,13 @@ fn read_header(lines: &mut Lines) -> Result<Header, Error> {
     serde_json::from_slice(&lines.line).map_err(|error| lines.malformed(&error.to_string()))
 }
 
-enum Parsed {
-    Line(Line),
-    /// Of a type that a later version may have brought.
-    Unknown,
-}
-
-fn parse(line: &[u8]) -> Result<Parsed, String> {
-    fn as_line<T: DeserializeOwned>(line: &[u8], make: impl FnOnce(T) -> Line) -> Result<Parsed, String> {
-        serde_json::from_slice(line).map(|it| Parsed::Line(make(it))).map_err(|error| error.to_string())
+/// Nothing: of a type that a later version may have brought.
+fn parse(line: &[u8]) -> Result<Option<Line>, String> {
+    fn as_line<T: DeserializeOwned>(
+        line: &[u8],
+        make: impl FnOnce(T) -> Line,
+    ) -> Result<Option<Line>, String> {
+        serde_json::from_slice(line).map(|it| Some(make(it))).map_err(|error| error.to_string())
     }
     match kind(line)?.as_ref() {
         "port_allocated" | "connect_failed" | "bind_failed" | "established" | "time_wait" | "closed"
@@ -250,7 +248,7 @@ fn parse(line: &[u8]) -> Result<Parsed, String> {
         "summary" => as_line(line, Line::Summary),
         "header" => Err("another log begins here; give the logs one by one".into()),
         _ => match serde_json::from_slice::<serde::de::IgnoredAny>(line) {
-            Ok(_) => Ok(Parsed::Unknown),
+            Ok(_) => Ok(None),
             Err(error) => Err(error.to_string()),
         },
     }

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use portwatch_common::wire::{EVENT_KINDS, EVENT_NAMES};
 
-use crate::bpf::{self, KernelFilters, Plan, Queue, Rung, Sizes, Tracing};
+use crate::bpf::{self, KernelFilters, Plan, Queue, Rung, Sizes, StackWalk, Tracing};
 use crate::cli::failure::{self, Failure};
 use crate::kernel::{clock, host, offsets, tracefs};
 use crate::output::{Header, Output};
@@ -34,6 +34,8 @@ pub struct Request {
     pub kinds: u32,
     pub accepted: bool,
     pub stacks: bool,
+    /// Only this way of walking them, or the best that works.
+    pub stack_walk: Option<StackWalk>,
     pub library_patterns: Vec<String>,
     pub cmdline: bool,
     pub sizes: Sizes,
@@ -164,7 +166,8 @@ fn trace(
         eprintln!("portwatch: note: {note}");
     }
     let pipeline = pipeline::start(request, Arc::clone(shared), output, anchor)?;
-    eprintln!("portwatch: tracing rung={rung} stacks={}", stack_method(request));
+    let walk = shared.tracing().stack_walk;
+    eprintln!("portwatch: tracing rung={rung} stacks={} walk={walk}", stack_method(request));
 
     let baseline = baseline::start(request, shared)?;
 
@@ -203,6 +206,7 @@ fn load(request: &Request) -> Result<(Tracing, bpf::Reader)> {
         kinds: request.kinds,
         accepted: request.accepted,
         stacks: request.stacks,
+        stack_walk: request.stack_walk,
         verbose: request.verbose,
         pid_namespace: host::pid_namespace()?,
     };

@@ -1,12 +1,13 @@
 //! From batches of records to lines of output, in one thread.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use bytes::Bytes;
 use portwatch_common::counters::MISS_NAMES;
 use portwatch_common::limits::STACK_FRAMES_MAX;
 use portwatch_common::wire::{EVENT_NAMES, stack_id_mix, stack_id_seed};
@@ -16,7 +17,7 @@ use super::audit::{self, Verdict};
 use super::{Request, Shared};
 use crate::aggregate::holds::{Holds, Joined};
 use crate::bpf::{NotRun, Received, Rung, Totals};
-use crate::event::decode::{Body, DecodeError, Record, records};
+use crate::event::decode::{Body, DecodeError, Record, records, snapshots};
 use crate::event::{Confidence, Event, Hold, RawSnapshot, RawStack, StackGap, StackId, StackState, Tuple};
 use crate::kernel::cgroups::Cgroups;
 use crate::kernel::clock::{self, Anchor};
@@ -37,6 +38,9 @@ const ORDER_WINDOW_NS: u64 = 10_000_000;
 
 /// A snapshot's hold comes right behind it, and again only if the ring was full.
 const SNAPSHOTS_REMEMBERED: usize = 65_536;
+
+/// Batches taken from the queue before their turn, of 256 KiB or so.
+const BATCHES_AHEAD: usize = 64;
 
 /// Only what happened since an audited stack was taken matters.
 const REPLACED_REMEMBERED: usize = 4096;
@@ -110,6 +114,8 @@ pub fn start(
         snapshots: HashMap::new(),
         replaced: HashMap::new(),
         is_verbose: request.verbose,
+        unwound: HashMap::new(),
+        ahead: VecDeque::new(),
         written: BTreeMap::new(),
         inferred: BTreeMap::new(),
         skipped: 0,
@@ -155,6 +161,10 @@ struct Worker {
     /// Processes in which other code came to stand where code was → when that was learned.
     replaced: HashMap<u32, u64>,
     is_verbose: bool,
+    /// Copied stacks that were walked and are still to be named.
+    unwound: HashMap<StackId, Unwound>,
+    /// Batches whose copied stacks were walked, and nothing else of them looked at.
+    ahead: VecDeque<Bytes>,
     /// Lines written, by type: those the kernel side saw.
     written: BTreeMap<&'static str, u64>,
     /// Lines written, by type: those that were deduced.
@@ -182,7 +192,17 @@ impl Worker {
         loop {
             // Asked before the queue is: what was put there until then is dealt with once the queue is empty.
             let drained_ns = self.shared.queue.drained_ns();
-            match self.shared.queue.pop(TICK) {
+            let received = match self.ahead.pop_front() {
+                Some(batch) => Received::Batch(batch),
+                None => {
+                    let received = self.shared.queue.pop(TICK);
+                    if let (Received::Batch(batch), Some(stacks)) = (&received, &mut stacks) {
+                        self.teach(batch, stacks)?;
+                    }
+                    received
+                }
+            };
+            match received {
                 Received::Batch(batch) => {
                     self.batch(&batch, &mut stacks)?;
                     if flushed_at.elapsed() >= FLUSH_INTERVAL {
@@ -211,16 +231,37 @@ impl Worker {
     }
 
     fn batch(&mut self, batch: &[u8], stacks: &mut Option<Stacks>) -> Result<()> {
-        // Whatever was mapped when these events happened is known before the first of them is looked at.
-        if let Some(stacks) = stacks {
-            self.drain_sideband(stacks)?;
-        }
         for record in records(batch) {
             match record {
                 Ok(record) => self.record(record, stacks)?,
                 Err(DecodeError::Kind(_)) => self.skipped += 1,
                 Err(error) => return Err(error).context("cannot read what the kernel side sent"),
             }
+        }
+        Ok(())
+    }
+
+    /// Walks the copied stacks of a batch to their ends, and teaches the kernel side the ways, before anything slower is
+    /// done: until it knows them it copies every stack, and not more than so many.
+    fn teach(&mut self, batch: &[u8], stacks: &mut Stacks) -> Result<()> {
+        // Whatever was mapped when these events happened is known before the first of them is looked at.
+        self.drain_sideband(stacks)?;
+        for (mono_ns, raw) in snapshots(batch) {
+            let prefix = raw.addresses.split_last().map_or(&[][..], |(_, before)| before);
+            let unwound = unwind(&raw, prefix, mono_ns, stacks);
+            let rows = unwound.rows.iter().map(|&(address, row)| (address, row.wire()));
+            self.shared.tracing().learn(raw.generation, rows)?;
+            self.unwound.insert(raw.id, unwound);
+        }
+        Ok(())
+    }
+
+    /// Teaches what has come meanwhile. For where naming a stack may have taken its time.
+    fn look_ahead(&mut self, stacks: &mut Stacks) -> Result<()> {
+        while self.ahead.len() < BATCHES_AHEAD {
+            let Received::Batch(batch) = self.shared.queue.pop(Duration::ZERO) else { break };
+            self.teach(&batch, stacks)?;
+            self.ahead.push_back(batch);
         }
         Ok(())
     }
@@ -331,15 +372,13 @@ impl Worker {
         let resolved = stacks.resolve_at(raw, raw.start_boot_ns, mono_ns);
         self.output.stack(&resolved.stack)?;
         self.call_sites.insert(raw.id, resolved.call_site);
-        Ok(())
+        self.look_ahead(stacks)
     }
 
-    /// Walks a stack to its end, and teaches the kernel side the way.
+    /// Names a stack that came as a copy.
     fn snapshot(&mut self, raw: &RawSnapshot, mono_ns: u64, stacks: &mut Stacks) -> Result<()> {
-        let prefix = raw.addresses.split_last().map_or(&[][..], |(_, before)| before);
-        let unwound = unwind(raw, prefix, mono_ns, stacks);
-        let rows = unwound.rows.iter().map(|&(address, row)| (address, row.wire()));
-        self.shared.tracing().learn(raw.generation, rows)?;
+        // Walked when its batch came, see `teach`.
+        let Some(unwound) = self.unwound.remove(&raw.id) else { return Ok(()) };
         let id = unwound
             .addresses
             .iter()
@@ -349,7 +388,7 @@ impl Worker {
             id: StackId(id.max(1)),
             tgid: raw.tgid,
             start_boot_ns: raw.start_boot_ns,
-            addresses: unwound.addresses.clone(),
+            addresses: unwound.addresses,
         };
         self.stack(&whole, mono_ns, stacks)?;
         if self.snapshots.len() >= SNAPSHOTS_REMEMBERED {
@@ -398,8 +437,11 @@ impl Worker {
         let known = self.opened.take().unwrap_or_default();
         for listed in list.sockets {
             let tuple = listed.hold.endpoints.tuple();
-            // The hooks told of it, or of the connect that it was accepted from.
-            if known.contains(&tuple) || tuple.peer().is_some_and(|peer| known.contains(&peer)) {
+            // The hooks told of it, of the bind before its connect, or of the connect that it was accepted from.
+            let is_known = known.contains(&tuple)
+                || tuple.before_connect().iter().any(|bound| known.contains(bound))
+                || tuple.peer().is_some_and(|peer| known.contains(&peer));
+            if is_known {
                 continue;
             }
             let process = match &listed.hold.owner {

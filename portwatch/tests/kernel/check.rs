@@ -27,9 +27,15 @@ pub struct Leeway {
 impl Leeway {
     pub const NONE: Leeway = Leeway { resets: 0, skipped: 0 };
 
-    pub fn of(rung: &str, stories: &[Story], resets: u64) -> Leeway {
+    pub fn of(rung: &str, log: &Log, stories: &[Story], resets: u64) -> Leeway {
         let events = stories.iter().map(|story| story.events.len()).sum();
-        Leeway { resets, skipped: coverage::skipped_at_most(rung, events) }
+        let mut skipped = coverage::skipped_at_most(rung, events);
+        // What is missing is counted, unless the log says that not all of it could be.
+        if let Some(summary) = log.summary.as_ref().filter(|summary| !summary.lower_bound) {
+            let lost: u64 = summary.lost.values().flat_map(|reasons| reasons.values()).sum();
+            skipped = skipped.min(lost as usize);
+        }
+        Leeway { resets, skipped }
     }
 
     fn take_reset(&mut self) -> bool {

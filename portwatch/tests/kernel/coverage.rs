@@ -62,12 +62,21 @@ pub fn of(rung: &str, story: &Story, happened: &Happened) -> Seen {
 /// From 7.0 on a task can be preempted inside of any program, which then does not run for other tasks on that CPU. An
 /// emulated machine takes thousands of times longer inside of a program, and so that happens there so much more often.
 pub fn skipped_at_most(rung: &str, lines: usize) -> usize {
-    if rung == "kprobe" || is_preemptible() { (lines / 20).max(1) } else { 0 }
+    if rung == "kprobe" || kernel() >= (7, 0) {
+        (lines / 20).max(1)
+    } else if kernel() >= (6, 1) {
+        // A softirq inside of the same program: the state changes have a second one for that, the others do not.
+        lines / 500
+    } else {
+        0
+    }
 }
 
-fn is_preemptible() -> bool {
+/// Version of the running kernel.
+fn kernel() -> (u32, u32) {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    release.split('.').next().and_then(|major| major.parse().ok()).is_some_and(|major: u32| major >= 7)
+    let mut numbers = release.split(['.', '-']).map(|number| number.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 /// On the tracepoint rung a full time-wait table can only be guessed at: whether an entry was made passes no

@@ -185,7 +185,7 @@ fn filter(rung: &str, filter: &Filter) -> Result<Outcome, String> {
         if stories.is_empty() {
             problems.push("the workload has nothing that the filter is to keep".to_owned());
         }
-        let leeway = Leeway::of(rung, &stories, 0);
+        let leeway = Leeway::of(rung, &ended.log, &stories, 0);
         problems.extend(check::stories(rung, &ended.log, &namespace.era(), &stories, leeway));
         let is_of_one_namespace = (filter.args)(&ready).iter().any(|arg| arg == "--netns" || arg == "-p");
         if is_of_one_namespace {
@@ -261,7 +261,7 @@ fn command(rung: &str, end: &str, status: i32) -> Result<Outcome, String> {
             problems.push("the command is not a child of portwatch".to_owned());
         }
         let stories: Vec<Story> = truth.stories.into_iter().map(without_the_end_of_time_wait).collect();
-        let leeway = Leeway::of(rung, &stories, 0);
+        let leeway = Leeway::of(rung, &ended.log, &stories, 0);
         problems.extend(check::stories(rung, &ended.log, &namespace.era(), &stories, leeway));
         problems.extend(lines_of_others(&ended.log, &namespace.era()));
         report(problems)
@@ -375,7 +375,7 @@ fn trace_inside(args: &[String]) -> Judged {
     let stories: Vec<Story> = truth.stories.into_iter().map(without_the_end_of_time_wait).collect();
     let mut problems = ended_well(&ended, 0, "signal");
     problems.extend(whole::log(&ended.log, rung, tracer_pid));
-    let leeway = Leeway::of(rung, &stories, 0);
+    let leeway = Leeway::of(rung, &ended.log, &stories, 0);
     problems.extend(check::stories(rung, &ended.log, &era, &stories, leeway));
     Ok(problems)
 }

@@ -94,6 +94,8 @@ pub struct Summary {
     pub lost: BTreeMap<String, BTreeMap<String, u64>>,
     pub kernel_totals: BTreeMap<String, u64>,
     #[serde(default)]
+    pub lower_bound: bool,
+    #[serde(default)]
     pub inferred: BTreeMap<String, u64>,
     #[serde(default)]
     pub filtered: BTreeMap<String, u64>,

@@ -80,7 +80,7 @@ impl Run {
         match &self.traced {
             Some(traced) => {
                 let log = &traced.ended.as_ref().map_err(Clone::clone)?.log;
-                let leeway = Leeway::of(&self.rung, &truth.stories, counters.resets_sent);
+                let leeway = Leeway::of(&self.rung, log, &truth.stories, counters.resets_sent);
                 problems.extend(check::stories(&self.rung, log, era, &truth.stories, leeway));
             }
             None => problems.extend(planted::found_in_perfect_log(&truth.stories)),

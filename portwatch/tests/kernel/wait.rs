@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 /// For what takes microseconds on hardware and must not fail on a busy, emulated machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Asks until there is an answer. Nothing: there was none in time.
 pub fn until<T>(limit: Duration, ask: impl FnMut() -> Option<T>) -> Option<T> {

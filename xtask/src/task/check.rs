@@ -16,7 +16,7 @@ use crate::{process, test_run};
 const NOT_HERE: [&str; 2] = ["kernel", "clients"];
 
 pub fn run(workspace: &Workspace) -> Result<ExitCode> {
-    build::bpf_object(workspace)?;
+    build::bpf_objects(workspace)?;
     let mut summary = Summary::default();
     lints(workspace, &mut summary);
     tests(workspace, None, &ExpectedSkips::read(workspace)?, &mut summary)?;

@@ -10,7 +10,7 @@ use crate::workspace::Workspace;
 use crate::{static_build, static_elf};
 
 pub fn run(workspace: &Workspace) -> Result<ExitCode> {
-    build::bpf_object(workspace)?;
+    build::bpf_objects(workspace)?;
     let built = static_build::portwatch(workspace, "release")?;
     let dist = workspace.target.join("dist");
     fs::create_dir_all(&dist).with_context(|| format!("cannot create `{}`", dist.display()))?;

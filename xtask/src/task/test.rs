@@ -42,7 +42,7 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     let expected = ExpectedSkips::read(workspace)?;
     let mut summary = Summary::default();
 
-    match build::bpf_object(workspace) {
+    match build::bpf_objects(workspace) {
         Ok(_) => all_tests(workspace, args, &expected, &mut summary)?,
         // Nothing else can be built without them; still a result, not an abort.
         Err(error) => summary.add("kernel programs", Results::failure(format!("{error:#}")), None),

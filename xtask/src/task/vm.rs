@@ -63,7 +63,7 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     let (test, portwatch) = match &args.program {
         Some(program) => (program.clone(), None),
         None => {
-            build::bpf_object(workspace)?;
+            build::bpf_objects(workspace)?;
             let built = static_build::test_programs(workspace)?;
             (built.kernel_tests, Some(built.portwatch))
         }

@@ -103,7 +103,7 @@ fn first_lines(error: &anyhow::Error) -> String {
 /// A host where everything is as it should be.
 #[cfg(test)]
 pub(super) fn healthy() -> Facts {
-    use crate::bpf::Rung;
+    use crate::bpf::{Rung, StackWalk};
     let load = |name| ProgramSupport { name, result: Ok(true) };
     Facts {
         version: Some((6, 12)),
@@ -119,6 +119,8 @@ pub(super) fn healthy() -> Facts {
         udp_diag: Ok(()),
         has_kprobes: true,
         programs: ["tracing", "kprobe", "raw_tracepoint", "tracepoint"].map(load).to_vec(),
-        attempts: Rung::ALL.map(|rung| Attempt { rung, result: Ok(Vec::new()) }).to_vec(),
+        attempts: Rung::ALL
+            .map(|rung| Attempt { rung, stack_walk: Some(StackWalk::Loop), result: Ok(Vec::new()) })
+            .to_vec(),
     }
 }

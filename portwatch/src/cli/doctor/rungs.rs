@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-use crate::bpf::Rung;
 use crate::bpf::probe::Attempt;
+use crate::bpf::{Rung, StackWalk};
 use crate::kernel::features::{Capability, Lockdown};
 
 use super::checks::{GET_PRIVILEGE, GET_TYPES, MOUNT_TRACEFS};
@@ -24,6 +24,9 @@ pub(super) struct RungReport {
     pub gives: &'static str,
     /// Hooks that could not be attached although the rung as a whole works.
     pub unseen: Vec<Unseen>,
+    /// How stacks are walked in the kernel: `loop` or `plain`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stack_walk: Option<&'static str>,
     /// What to do to make it possible.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
@@ -58,6 +61,7 @@ fn tracing(rung: Rung, facts: &Facts) -> RungReport {
         next: reason.is_some().then(|| next(rung, facts)),
         reason,
         gives: gives(rung),
+        stack_walk: attempt.and_then(|attempt| attempt.stack_walk).map(StackWalk::name),
         unseen: unseen
             .into_iter()
             .map(|it| Unseen { hook: it.hook, reason: it.reason, effect: it.effect })
@@ -130,6 +134,7 @@ fn poll(facts: &Facts) -> RungReport {
         next: reason.is_some().then(|| "mount /proc, on a kernel with `CONFIG_PROC_FS`".to_owned()),
         reason,
         gives: "which ports are in use now; no failures, nothing short-lived, no call sites",
+        stack_walk: None,
         unseen: Vec::new(),
     }
 }
@@ -145,7 +150,13 @@ mod tests {
         let attempts = facts
             .attempts
             .into_iter()
-            .map(|it| if it.rung == rung { Attempt { rung, result: Err("refused".to_owned()) } } else { it })
+            .map(|it| {
+                if it.rung == rung {
+                    Attempt { rung, stack_walk: None, result: Err("refused".to_owned()) }
+                } else {
+                    it
+                }
+            })
             .collect();
         Facts { attempts, ..facts }
     }

@@ -132,6 +132,11 @@ impl Page {
             name.push_str(" (not by trace)");
         }
         self.row(mark, &name, rung.gives);
+        if let Some(walk) = rung.stack_walk {
+            let how =
+                if walk == "loop" { "by bpf_loop, up to 128 frames" } else { "plainly, up to 64 frames" };
+            self.below("stacks:", &format!("walked in the kernel {how}"));
+        }
         if let Some(reason) = &rung.reason {
             self.below("why not:", reason);
         }
