@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use super::{Frame, FrameKind, Header, Netns, Output, Process, Stack, StackShares, Summary};
+use super::{Ancestor, Frame, FrameKind, Header, Netns, Output, Process, Stack, StackShares, Summary};
 use crate::event::{
     Closer, Comm, Confidence, Direction, Endpoints, Errno, Event, Family, Hold, How, Owner, Protocol, Reason,
     SocketId, StackId, TimeWaitState, Traffic, What,
@@ -99,6 +99,16 @@ pub fn owner() -> Owner {
     }
 }
 
+pub fn parent() -> Ancestor {
+    Ancestor {
+        mono_ns: START_MONO_NS + MS,
+        pid: 4700,
+        ppid: Some(1),
+        comm: Some(comm(b"gunicorn")),
+        exe: Some("/usr/bin/python3.11".into()),
+    }
+}
+
 pub fn process() -> Process {
     Process {
         exe: Some("/usr/bin/python3.11".into()),
@@ -187,6 +197,7 @@ pub fn play(out: &mut dyn Output) -> anyhow::Result<()> {
     out.header(&header())?;
     out.netns(&netns())?;
     out.stack(&stack())?;
+    out.process(&parent())?;
 
     let old = Hold {
         owner: None,

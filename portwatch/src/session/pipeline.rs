@@ -17,6 +17,7 @@ use crate::aggregate::holds::{Holds, Joined};
 use crate::bpf::{NotRun, Received, Rung, Totals};
 use crate::event::decode::{Body, DecodeError, Record, records};
 use crate::event::{Confidence, Event, Hold, RawSnapshot, RawStack, StackId, Tuple};
+use crate::kernel::ancestry::Ancestry;
 use crate::kernel::cgroups::Cgroups;
 use crate::kernel::clock::{self, Anchor};
 use crate::kernel::netns::{self, Namespace};
@@ -100,6 +101,7 @@ pub fn start(
             if request.cmdline { Cmdline::Read } else { Cmdline::Skip },
             Cgroups::find().ok(),
         ),
+        ancestry: Ancestry::default(),
         netns_seen: HashSet::new(),
         call_sites: HashMap::new(),
         library_patterns: request.library_patterns.clone(),
@@ -146,6 +148,7 @@ struct Worker {
     /// some of it, too.
     opened: Option<HashSet<Tuple>>,
     processes: Processes,
+    ancestry: Ancestry,
     netns_seen: HashSet<u32>,
     call_sites: HashMap<StackId, CallSite>,
     library_patterns: Vec<String>,
@@ -288,6 +291,11 @@ impl Worker {
             && !self.netns_seen.contains(&hold.endpoints.netns)
         {
             self.netns(owner.tgid.unwrap_or(0), event.mono_ns)?;
+        }
+        if let Some((tgid, ppid, owner)) = hold.owner.as_ref().and_then(|it| Some((it.tgid?, it.ppid?, it))) {
+            for ancestor in self.ancestry.news(tgid, owner.start_boot_ns, ppid, event.mono_ns) {
+                self.output.process(&ancestor)?;
+            }
         }
         let site = hold.stack.and_then(|id| self.call_sites.get(&id));
         let completeness = site.map_or(Completeness::None, |site| site.completeness);
