@@ -6,7 +6,7 @@
 
 #[cfg(test)]
 mod bench;
-mod clock;
+pub(crate) mod clock;
 mod lines;
 mod object;
 #[cfg(test)]
@@ -20,7 +20,7 @@ use serde::Serialize;
 use self::clock::Clock;
 pub use self::lines::VERSION;
 use self::object::Object;
-use super::{Header, Netns, Output, Process, Stack, Summary, errno};
+use super::{Ancestor, Header, Netns, Output, Process, Stack, Summary, errno};
 use crate::event::{Comm, Confidence, Endpoints, Event, Hold, How, Owner, TimeWaitState, Traffic, What};
 use crate::recording::Sink;
 
@@ -99,6 +99,20 @@ impl<S: Sink> Output for JsonLines<S> {
 
     fn stack(&mut self, stack: &Stack) -> Result<()> {
         self.line(&lines::Stack::new(stack))
+    }
+
+    fn process(&mut self, ancestor: &Ancestor) -> Result<()> {
+        let mut line = Object::begin(&mut self.block, "process");
+        line.quoted("time", |line| self.clock.push(line, ancestor.mono_ns));
+        line.number("mono_ns", self.clock.relative(ancestor.mono_ns));
+        line.number("pid", ancestor.pid);
+        line.number_if_known("ppid", ancestor.ppid);
+        if let Some(comm) = ancestor.comm {
+            put_comm(&mut line, comm);
+        }
+        line.text_if_known("exe", ancestor.exe.as_deref());
+        line.end();
+        self.write_when_full()
     }
 
     fn preexisting(&mut self, mono_ns: u64, hold: &Hold, process: &Process, state: &str) -> Result<()> {
@@ -186,6 +200,14 @@ fn put_endpoints(line: &mut Object, endpoints: &Endpoints) {
     line.number_or_null("rport", endpoints.remote_port);
 }
 
+/// The failing call is a connect also where an earlier bind got the port.
+pub(crate) fn how_of_failure(how: How) -> How {
+    match how {
+        How::Bind | How::Listen | How::None => How::Connect,
+        how @ (How::Connect | How::Autobind) => how,
+    }
+}
+
 /// What only this type of event has.
 fn put_what(line: &mut Object, clock: &Clock, what: &What, hold: &Hold) {
     match what {
@@ -197,12 +219,7 @@ fn put_what(line: &mut Object, clock: &Clock, what: &What, hold: &Hold) {
             }
         }
         What::ConnectFailed { errno, is_abandoned } => {
-            // The failing call is a connect also where an earlier bind got the port.
-            let how = match hold.how {
-                How::Bind | How::Listen | How::None => How::Connect,
-                how @ (How::Connect | How::Autobind) => how,
-            };
-            line.name_or_null("how", how.name());
+            line.name_or_null("how", how_of_failure(hold.how).name());
             match errno {
                 Some(errno) => line.text("errno", &errno::name(*errno)),
                 None => line.null("errno"),
