@@ -35,6 +35,16 @@ pub const SNAPSHOT_BYTES: usize = 4 * 4096;
 /// Snapshots that one process may send per second; a just-in-time compiler could go on for ever.
 pub const SNAPSHOTS_PER_SECOND: u64 = 200;
 
+/// Of those, so many may be alike: the rest is for what was not sent lately. Until user space has taught the way, every
+/// call by it is another snapshot, and a busy process makes hundreds of them meanwhile.
+pub const SNAPSHOTS_ALIKE: u64 = 100;
+
+/// How long a snapshot stands for others like it: longer than user space needs to teach what it asked for.
+pub const SNAPSHOT_ALIKE_NS: u64 = 100_000_000;
+
+/// Places of which it is known when they last sent a snapshot.
+pub const SNAPSHOT_PLACES_MAX: u32 = 8_192;
+
 /// Of the stacks that a CPU walks to their end, its first and then one of so many is walked again by user space.
 pub const STACKS_PER_AUDIT: u32 = 1024;
 

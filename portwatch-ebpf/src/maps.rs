@@ -88,6 +88,10 @@ pub static ROWS: HashMap<RowKey, Row> = HashMap::with_max_entries(1, 0);
 #[map]
 pub static SNAPSHOT_BUDGETS: LruHashMap<u32, Budget> = LruHashMap::with_max_entries(1, 0);
 
+/// Where a walk could not go on, and how it came there → when that was last sent. Least recently used ones fall out.
+#[map]
+pub static SNAPSHOT_PLACES: LruHashMap<u64, u64> = LruHashMap::with_max_entries(1, 0);
+
 /// `-p`: process → flags, see [`portwatch_common::config::pid_flags`]. Written by user space, and by the fork hook with `-f`.
 #[map]
 pub static PIDS: HashMap<u32, u32> = HashMap::with_max_entries(1, 0);

@@ -8,7 +8,9 @@
 //! made it and every other one is a return address: nothing is ever inside of a prologue.
 
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
-use portwatch_common::limits::{SNAPSHOT_BYTES, SNAPSHOTS_PER_SECOND, STACK_FRAMES_MAX};
+use portwatch_common::limits::{
+    SNAPSHOT_ALIKE_NS, SNAPSHOT_BYTES, SNAPSHOTS_ALIKE, SNAPSHOTS_PER_SECOND, STACK_FRAMES_MAX,
+};
 use portwatch_common::wire::{
     Owner, Row, STACK_ID_CUT, kind, row_kind, stack_id_mix, stack_id_seed, stack_state,
 };
@@ -17,7 +19,7 @@ use portwatch_common::wire::{
 #[cfg_attr(not(feature = "loop"), path = "stack/plain.rs")]
 mod walk;
 
-use crate::maps::{ROWS, SNAPSHOT_BUDGETS, SPACES, STACK_SCRATCH, STACKS_SEEN};
+use crate::maps::{ROWS, SNAPSHOT_BUDGETS, SNAPSHOT_PLACES, SPACES, STACK_SCRATCH, STACKS_SEEN};
 use crate::read::{kernel, user};
 use crate::registers::{self, signal_frame};
 use crate::settings::setting;
@@ -222,7 +224,7 @@ fn interrupted(walk: &mut Walk) -> Step {
 /// Sends what user space needs to go on from where the walk stopped, or what is known if it has been asked too often.
 #[inline(always)]
 fn ask(addresses: *const u64, walk: &Walk, owner: &Owner, now_ns: u64) -> Taken {
-    if !is_within_budget(owner.tgid, now_ns) {
+    if !is_within_budget(walk, owner.tgid, now_ns) {
         counters::snapshot_limited();
         return cut(stack_state::RATE_LIMITED, addresses, walk, owner, now_ns);
     }
@@ -245,22 +247,32 @@ fn cut(state: u8, addresses: *const u64, walk: &Walk, owner: &Owner, now_ns: u64
     Taken { id: if is_told { id } else { 0 }, state }
 }
 
+/// Whether the process may send a snapshot from where its walk stopped.
 #[inline(always)]
-fn is_within_budget(tgid: u32, now_ns: u64) -> bool {
+fn is_within_budget(walk: &Walk, tgid: u32, now_ns: u64) -> bool {
     const SECOND_NS: u64 = 1_000_000_000;
+    let place = stack_id_mix(walk.id, walk.sp);
+    // SAFETY: a copy of a plain number.
+    let sent_ns = unsafe { SNAPSHOT_PLACES.get(place) }.copied().unwrap_or(0);
+    let is_alike = now_ns.wrapping_sub(sent_ns) < SNAPSHOT_ALIKE_NS;
     if let Some(budget) = SNAPSHOT_BUDGETS.get_ptr_mut(tgid) {
         // SAFETY: a map value; a lost race lets one more or one fewer through.
         unsafe {
-            if now_ns.wrapping_sub((*budget).since_ns) < SECOND_NS {
-                (*budget).taken += 1;
-                return (*budget).taken <= SNAPSHOTS_PER_SECOND;
+            if now_ns.wrapping_sub((*budget).since_ns) >= SECOND_NS {
+                (*budget).since_ns = now_ns;
+                (*budget).taken = 0;
             }
-            (*budget).since_ns = now_ns;
-            (*budget).taken = 1;
+            if (*budget).taken >= if is_alike { SNAPSHOTS_ALIKE } else { SNAPSHOTS_PER_SECOND } {
+                return false;
+            }
+            (*budget).taken += 1;
         }
-        return true;
+    } else {
+        let _ = SNAPSHOT_BUDGETS.insert(tgid, Budget { since_ns: now_ns, taken: 1 }, 0);
     }
-    let _ = SNAPSHOT_BUDGETS.insert(tgid, Budget { since_ns: now_ns, taken: 1 }, 0);
+    if !is_alike {
+        let _ = SNAPSHOT_PLACES.insert(place, now_ns, 0);
+    }
     true
 }
 

@@ -10,7 +10,7 @@ use aya::programs::ProgramError;
 use aya::{Btf, Ebpf, EbpfLoader};
 use aya_obj::generated::bpf_func_id;
 use portwatch_common::config::{Config, Offsets, gate, pid_flags};
-use portwatch_common::limits::{ROWS_MAX, SPACES_MAX, STACKS_PER_AUDIT};
+use portwatch_common::limits::{ROWS_MAX, SNAPSHOT_PLACES_MAX, SPACES_MAX, STACKS_PER_AUDIT};
 use portwatch_common::wire::{self, kind};
 use zerocopy::IntoBytes;
 
@@ -271,6 +271,7 @@ fn create(plan: &Plan<'_>, rung: Rung, walk: StackWalk) -> Result<Ebpf> {
         .map_max_entries("STACKS_SEEN", if plan.stacks { STACKS_MAX } else { 1 })
         .map_max_entries("SPACES", if plan.stacks { SPACES_MAX } else { 1 })
         .map_max_entries("SNAPSHOT_BUDGETS", if plan.stacks { SPACES_MAX } else { 1 })
+        .map_max_entries("SNAPSHOT_PLACES", if plan.stacks { SNAPSHOT_PLACES_MAX } else { 1 })
         .map_max_entries("ROWS", if plan.stacks { ROWS_MAX } else { 1 });
     for (map, entries) in plan.filters.sizes() {
         loader.map_max_entries(map, entries);

@@ -19,7 +19,7 @@ use crate::sockets::Family;
 use crate::stage::{self, Part};
 use crate::tracer::{Ended, NotStarted, Tracer};
 use crate::truth::{How, Kind, Story, Truth};
-use crate::{play, whole};
+use crate::{play, stacks, whole};
 
 /// A test of one rung.
 pub type Test = fn(&str) -> Result<Outcome, String>;
@@ -43,6 +43,9 @@ const TESTS: &[(&str, Test)] = &[
     ("interrupted", interrupted),
     ("no_such_pid", no_such_pid),
     ("inside_pid_namespace", inside_pid_namespace),
+    ("stacks_of_every_path", stacks::of_every_path),
+    ("stacks_of_every_path_plainly", stacks::of_every_path_plainly),
+    ("stacks_planted_row_is_found", stacks::planted_row_is_found),
 ];
 
 pub const PARTS: &[(&str, ReportFn)] = &[("trace_inside", trace_inside)];
@@ -52,7 +55,8 @@ pub type ReportFn = fn(&[String]) -> Judged;
 pub type Judged = Result<Vec<String>, String>;
 
 /// What is tried on rungs that share most of their code with a better one, which is here too.
-const SHORT: [&str; 4] = ["flag_pid_follow", "flag_dport", "command_status", "interrupted"];
+const SHORT: [&str; 5] =
+    ["flag_pid_follow", "flag_dport", "command_status", "interrupted", "stacks_of_every_path"];
 
 /// The tests for a rung. A tracer each takes long on an emulated machine; `PORTWATCH_ALL=1` makes it all of them.
 pub fn tests(rung: &str) -> impl Iterator<Item = &'static (&'static str, Test)> {
@@ -132,7 +136,7 @@ const EVENTS: Filter = Filter {
     ends_by_itself: false,
 };
 
-fn words(words: &[&str]) -> Vec<String> {
+pub fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 

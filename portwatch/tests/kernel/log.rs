@@ -19,6 +19,8 @@ pub struct Log {
     /// `preexisting` lines, whose fields are those of events.
     pub preexisting: Vec<Line>,
     pub summary: Option<Summary>,
+    /// Frames by the stack's id.
+    pub stacks: HashMap<String, Vec<Value>>,
     /// What is wrong with its form.
     pub defects: Vec<String>,
 }
@@ -69,6 +71,7 @@ pub struct Line {
     pub reason: Option<String>,
     pub held_ns: Option<u64>,
     pub stack: Option<String>,
+    pub stack_gap: Option<String>,
     pub confidence: Option<String>,
 }
 
@@ -104,6 +107,8 @@ pub struct Summary {
     pub complete: bool,
     #[serde(default)]
     pub duration_ns: u64,
+    #[serde(default)]
+    pub stacks: Value,
 }
 
 impl Log {
@@ -119,6 +124,7 @@ impl Log {
             lines: Vec::new(),
             preexisting: Vec::new(),
             summary: None,
+            stacks: HashMap::new(),
             defects: Vec::new(),
         };
         let mut stacks = HashSet::new();
@@ -153,6 +159,8 @@ impl Log {
                 if !stacks.insert(id.to_owned()) {
                     return Err("a stack for the second time".to_owned());
                 }
+                let frames = value["frames"].as_array().ok_or("a stack without frames")?;
+                self.stacks.insert(id.to_owned(), frames.clone());
             }
             _ if Kind::of_name(&kind).is_some() => {
                 let line: Line = serde_json::from_value(value).map_err(malformed)?;

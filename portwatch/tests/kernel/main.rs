@@ -22,6 +22,7 @@ mod router;
 mod run;
 mod scenarios;
 mod sockets;
+mod stacks;
 mod stage;
 mod tracer;
 mod truth;

@@ -222,6 +222,19 @@ impl Part {
         stdin.write_all(b"go\n").expect("the part listens");
     }
 
+    /// Tells a part to do its work once more, and waits until it says `answer`.
+    pub fn ask(&mut self, answer: &str) {
+        let stdin = self.child.stdin.as_mut().expect("it is piped, and not dismissed");
+        stdin.write_all(b"go\n").expect("the part listens");
+        assert_eq!(self.hear::<String>(), answer);
+    }
+
+    /// Nothing more will be asked of it.
+    pub fn dismiss(mut self) -> Part {
+        drop(self.child.stdin.take());
+        self
+    }
+
     pub fn kill(mut self) {
         self.child.kill().expect("our own child can be killed");
         self.child.wait().expect("our own child can be waited for");

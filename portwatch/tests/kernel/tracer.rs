@@ -106,7 +106,8 @@ impl Tracer {
         &self.log_path
     }
 
-    fn stderr(&self) -> String {
+    /// What it has said so far.
+    pub fn stderr(&self) -> String {
         self.stderr.lock().expect("no listener panicked").clone()
     }
 

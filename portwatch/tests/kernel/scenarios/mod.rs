@@ -59,6 +59,6 @@ pub fn named(name: &str) -> Option<&'static Scenario> {
 pub type PartFn = fn(&[String]) -> Truth;
 
 pub fn part(name: &str) -> Option<PartFn> {
-    let tables = [inet_hash_connect::PARTS, owner::PARTS, mixed::PARTS];
+    let tables = [inet_hash_connect::PARTS, owner::PARTS, mixed::PARTS, crate::stacks::PARTS];
     tables.into_iter().flatten().find(|(known, _)| *known == name).map(|(_, run)| *run)
 }
