@@ -172,6 +172,10 @@ pub struct Config {
     pub self_tgid: u32,
     /// One of so many stacks is audited; a power of two, 0 for none.
     pub stacks_per_audit: u32,
+    /// Non-zero: take kernel stacks, too.
+    pub kernel_stacks: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// `--comm` patterns, compiled to a bit-parallel automaton: bit *i* says that the first *i* elements of

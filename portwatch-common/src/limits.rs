@@ -6,6 +6,9 @@ pub const COMM_LEN: usize = 16;
 /// User frames kept per stack; a power of two. The deepest stack seen at a connect() on common programs has 36 frames.
 pub const STACK_FRAMES_MAX: usize = 128;
 
+/// Kernel frames kept per stack; from a connect to its system call there are fifteen.
+pub const KERNEL_FRAMES_MAX: usize = 32;
+
 /// User frames walked where the verifier goes through the loop turn by turn.
 pub const STACK_FRAMES_PLAIN: usize = 64;
 

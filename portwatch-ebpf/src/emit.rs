@@ -8,7 +8,7 @@ use core::mem::MaybeUninit;
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use portwatch_common::config::gate;
 use portwatch_common::counters::miss;
-use portwatch_common::limits::STACK_FRAMES_MAX;
+use portwatch_common::limits::{KERNEL_FRAMES_MAX, STACK_FRAMES_MAX};
 use portwatch_common::wire::{self, EVENT_KINDS, Header, WIRE_VERSION, confidence, kind};
 use zerocopy::{Immutable, IntoBytes};
 
@@ -327,7 +327,7 @@ pub fn wants_releases() -> bool {
 
 /// Sends a stack. False: there was no room.
 #[inline(always)]
-pub fn stack(id: u64, addresses: *const u64, count: u32, owner: &wire::Owner, now_ns: u64) -> bool {
+pub fn stack(id: u64, addresses: *const u64, walk: &Walk, owner: &wire::Owner, now_ns: u64) -> bool {
     write::<wire::Stack>(wake_sometimes(now_ns), |to| {
         // SAFETY: fresh memory of the ring buffer, written whole.
         unsafe {
@@ -335,7 +335,8 @@ pub fn stack(id: u64, addresses: *const u64, count: u32, owner: &wire::Owner, no
             (&raw mut (*to).stack_id).write(id);
             (&raw mut (*to).start_boot_ns).write(owner.start_boot_ns);
             (&raw mut (*to).tgid).write(owner.tgid);
-            (&raw mut (*to).count).write(count);
+            (&raw mut (*to).count).write(walk.count);
+            (&raw mut (*to).kernel_count).write(walk.kernel_count as u64);
             copy_addresses(addresses, &raw mut (*to).addresses);
         }
     })
@@ -370,20 +371,23 @@ pub fn snapshot(
             copy_addresses(addresses, &raw mut (*to).addresses);
             let valid = stack::copy_pages(from.sp, (&raw mut (*to).bytes).cast());
             (&raw mut (*to).pages_valid).write(valid);
-            (&raw mut (*to).reserved).write(0);
+            (&raw mut (*to).kernel_count).write(from.kernel_count);
         }
     })
 }
 
-/// Copies whole arrays, in one call; what stands behind the first `count` addresses is an older stack's.
+/// Copies the user addresses and, where they were taken, the kernel addresses behind them: whole arrays, in one call.
+/// What stands in them behind the valid entries is an older stack's.
 ///
 /// # Safety
-/// `from` must be valid for `STACK_FRAMES_MAX` words.
+/// `from` and `into` must be followed by `KERNEL_FRAMES_MAX` words.
 #[inline(always)]
 unsafe fn copy_addresses(from: *const u64, into: *mut [u64; STACK_FRAMES_MAX]) {
+    let frames =
+        if setting!(kernel_stacks) == 0 { STACK_FRAMES_MAX } else { STACK_FRAMES_MAX + KERNEL_FRAMES_MAX };
     // SAFETY: the caller's. The source is a map's memory, which can always be read.
     unsafe {
-        bpf_probe_read_kernel(into.cast(), (8 * STACK_FRAMES_MAX) as u32, from.cast());
+        bpf_probe_read_kernel(into.cast(), (8 * frames) as u32, from.cast());
     }
 }
 

@@ -12,6 +12,7 @@ mod counters;
 mod emit;
 mod filter;
 mod hooks;
+mod kernel_stack;
 mod life;
 mod maps;
 mod owner;

@@ -7,6 +7,7 @@ use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use portwatch_common::counters::Counters;
 use portwatch_common::limits::PORT_BITMAP_WORDS;
 
+use crate::kernel_stack::{DOORS, KernelStack};
 use crate::slot::{InCall, Preexisting, Slot, TimeWaitSlot};
 use crate::stack::{Budget, RowKey, StackScratch};
 use portwatch_common::wire::Row;
@@ -44,6 +45,10 @@ pub static SLOT_SCRATCH: PerCpuArray<Slot> = PerCpuArray::with_max_entries(scrat
 /// Room for the addresses of a stack; likewise.
 #[map]
 pub static STACK_SCRATCH: PerCpuArray<StackScratch> = PerCpuArray::with_max_entries(scratch::PLACES, 0);
+
+/// The kernel stack above a program, with `--kernel-stack`. Written at its door, taken where the user stack is.
+#[map]
+pub static KERNEL_STACKS: PerCpuArray<KernelStack> = PerCpuArray::with_max_entries(DOORS, 0);
 
 /// Searches for a port under way, by the low bits of the task's number: a time-wait entry that dies inside one to the
 /// same place was reused by it. By task, which may move to another CPU meanwhile, and of every task: what one that is

@@ -9,7 +9,8 @@
 
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use portwatch_common::limits::{
-    SNAPSHOT_ALIKE_NS, SNAPSHOT_BYTES, SNAPSHOTS_ALIKE, SNAPSHOTS_PER_SECOND, STACK_FRAMES_MAX,
+    KERNEL_FRAMES_MAX, SNAPSHOT_ALIKE_NS, SNAPSHOT_BYTES, SNAPSHOTS_ALIKE, SNAPSHOTS_PER_SECOND,
+    STACK_FRAMES_MAX,
 };
 use portwatch_common::wire::{
     Owner, Row, STACK_ID_CUT, kind, row_kind, stack_id_mix, stack_id_seed, stack_state,
@@ -23,11 +24,13 @@ use crate::maps::{ROWS, SNAPSHOT_BUDGETS, SNAPSHOT_PLACES, SPACES, STACK_SCRATCH
 use crate::read::{kernel, user};
 use crate::registers::{self, signal_frame};
 use crate::settings::setting;
-use crate::{counters, emit};
+use crate::{counters, emit, kernel_stack};
 
 #[repr(C)]
 pub struct StackScratch {
     pub addresses: [u64; STACK_FRAMES_MAX],
+    /// Behind `addresses` as in the records, into which both are copied at once.
+    pub kernel: [u64; KERNEL_FRAMES_MAX],
 }
 
 /// Key of the map of rows.
@@ -57,6 +60,8 @@ pub struct Walk {
     pub generation: u64,
     /// Mixed from the addresses so far.
     pub id: u64,
+    /// Kernel frames in the scratch memory.
+    pub kernel_count: u32,
 }
 
 /// What is known of a stack.
@@ -94,10 +99,12 @@ pub fn take(place: u32, owner: &Owner, now_ns: u64) -> Taken {
     };
     // SAFETY: the scratch entry belongs to this program on this CPU.
     let addresses = unsafe { (&raw mut (*scratch).addresses).cast::<u64>() };
-    let first = match start(owner, now_ns) {
+    let mut first = match start(owner, now_ns) {
         Ok(first) => first,
         Err(state) => return Taken::none(state),
     };
+    // SAFETY: likewise.
+    first.kernel_count = mix_kernel(place, unsafe { (&raw mut (*scratch).kernel).cast() }, &mut first.id);
     let mut walk = first;
     match walk::follow(addresses, &mut walk) {
         Step::End => {}
@@ -105,7 +112,7 @@ pub fn take(place: u32, owner: &Owner, now_ns: u64) -> Taken {
         Step::Caller => return cut(stack_state::TOO_DEEP, addresses, &walk, owner, now_ns),
     }
     let id = if walk.id == 0 { 1 } else { walk.id };
-    if !tell(id, addresses, walk.count, owner, now_ns) {
+    if !tell(id, addresses, &walk, owner, now_ns) {
         return Taken::none(stack_state::RING_FULL);
     }
     let before = counters::stack_walked();
@@ -134,7 +141,28 @@ fn start(owner: &Owner, now_ns: u64) -> Result<Walk, u8> {
     let Some(sp) = kernel(saved, registers::SP) else { return UNREADABLE };
     let Some(bp) = kernel(saved, registers::BP) else { return UNREADABLE };
     let generation = generation(owner.tgid, now_ns);
-    Ok(Walk { ip, sp, bp, count: 0, generation, id: stack_id_seed(owner.start_boot_ns, owner.tgid) })
+    let id = stack_id_seed(owner.start_boot_ns, owner.tgid);
+    Ok(Walk { ip, sp, bp, count: 0, generation, id, kernel_count: 0 })
+}
+
+/// Takes over the kernel stack that was noted for `place`: how many frames it has.
+#[inline(always)]
+fn mix_kernel(place: u32, into: *mut u64, id: &mut u64) -> u32 {
+    let Some(noted) = kernel_stack::noted(place) else { return 0 };
+    // SAFETY: this CPU's map values, indexed within their lengths.
+    unsafe {
+        let count = (*noted).count;
+        (*noted).count = 0;
+        for at in 0..KERNEL_FRAMES_MAX {
+            if at as u64 >= count {
+                return at as u32;
+            }
+            let address = (&raw const (*noted).addresses).cast::<u64>().add(at).read();
+            into.add(at).write(address);
+            *id = stack_id_mix(*id, address);
+        }
+    }
+    KERNEL_FRAMES_MAX as u32
 }
 
 /// What the next step of a walk found.
@@ -165,12 +193,12 @@ fn visit(addresses: *mut u64, number: u32, walk: &mut Walk) -> Step {
 
 /// Makes sure that user space has the addresses behind an id. False: there was no room.
 #[inline(always)]
-fn tell(id: u64, addresses: *const u64, count: u32, owner: &Owner, now_ns: u64) -> bool {
+fn tell(id: u64, addresses: *const u64, walk: &Walk, owner: &Owner, now_ns: u64) -> bool {
     // SAFETY: only asked whether it is there.
     if unsafe { STACKS_SEEN.get(id) }.is_some() {
         return true;
     }
-    if !emit::stack(id, addresses, count, owner, now_ns) {
+    if !emit::stack(id, addresses, walk, owner, now_ns) {
         counters::stack_missed();
         return false;
     }
@@ -243,7 +271,7 @@ fn ask(addresses: *const u64, walk: &Walk, owner: &Owner, now_ns: u64) -> Taken 
 #[inline(always)]
 fn cut(state: u8, addresses: *const u64, walk: &Walk, owner: &Owner, now_ns: u64) -> Taken {
     let id = stack_id_mix(walk.id, STACK_ID_CUT) | 1;
-    let is_told = tell(id, addresses, walk.count, owner, now_ns);
+    let is_told = tell(id, addresses, walk, owner, now_ns);
     Taken { id: if is_told { id } else { 0 }, state }
 }
 

@@ -3,7 +3,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::Header;
-use crate::limits::{SNAPSHOT_BYTES, STACK_FRAMES_MAX};
+use crate::limits::{KERNEL_FRAMES_MAX, SNAPSHOT_BYTES, STACK_FRAMES_MAX};
 
 /// Return addresses of one user stack, or of its innermost part. Kind `STACK`; comes before the first [`super::Hold`] that names it.
 #[repr(C)]
@@ -18,8 +18,12 @@ pub struct Stack {
     pub tgid: u32,
     /// Valid entries of `addresses`.
     pub count: u32,
+    /// Valid entries of `kernel`.
+    pub kernel_count: u64,
     /// Innermost first.
     pub addresses: [u64; STACK_FRAMES_MAX],
+    /// Kernel frames above the system call, innermost first.
+    pub kernel: [u64; KERNEL_FRAMES_MAX],
 }
 
 /// A stack that the kernel side could not walk to its end, because it met an instruction that it has no unwind row
@@ -41,19 +45,22 @@ pub struct Snapshot {
     pub generation: u64,
     /// Bit n: page n of `bytes` could be read.
     pub pages_valid: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Valid entries of `kernel`.
+    pub kernel_count: u32,
     /// Registers after `addresses`.
     pub ip: u64,
     pub sp: u64,
     pub bp: u64,
     /// Innermost first.
     pub addresses: [u64; STACK_FRAMES_MAX],
+    /// Kernel frames above the system call, innermost first.
+    pub kernel: [u64; KERNEL_FRAMES_MAX],
     /// Whole pages from the one that `sp` is in; what lies before `sp` in it is not copied.
     pub bytes: [u8; SNAPSHOT_BYTES],
 }
 
-const _: () = assert!(size_of::<Snapshot>() == 80 + 8 * STACK_FRAMES_MAX + SNAPSHOT_BYTES);
+const _: () =
+    assert!(size_of::<Snapshot>() == 80 + 8 * (STACK_FRAMES_MAX + KERNEL_FRAMES_MAX) + SNAPSHOT_BYTES);
 
 /// How to get from one frame to its caller, for one instruction: value of the kernel side's map of rows.
 /// The return address is always in the word below the CFA, the caller's stack pointer after the call.
@@ -86,7 +93,7 @@ pub mod row_kind {
     pub const BP_WORD: u8 = 5;
 }
 
-/// Names a whole stack: the same on both sides. Never 0.
+/// Names a whole stack: the same on both sides. Never 0. Kernel addresses are mixed in first.
 pub const fn stack_id_seed(start_boot_ns: u64, tgid: u32) -> u64 {
     start_boot_ns ^ ((tgid as u64) << 32)
 }
@@ -99,4 +106,4 @@ pub const fn stack_id_mix(id: u64, address: u64) -> u64 {
     (id ^ address).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
 }
 
-const _: () = assert!(size_of::<Stack>() == 40 + 8 * STACK_FRAMES_MAX);
+const _: () = assert!(size_of::<Stack>() == 48 + 8 * (STACK_FRAMES_MAX + KERNEL_FRAMES_MAX));

@@ -11,25 +11,28 @@ use crate::maps::scratch;
 use crate::read::kernel_pointer;
 use crate::settings::{offset, setting};
 use crate::sock::{Sock, Sockaddr};
-use crate::{counters, owner};
+use crate::{counters, kernel_stack, owner};
 
 /// Key of `inet6_bind` in the map of calls under way.
 const V6_CALL: usize = 256 + hook::BIND;
 
 #[fexit(function = "inet_bind")]
 pub fn inet_bind_fexit(ctx: FExitContext) -> i32 {
+    kernel_stack::note(&ctx, scratch::BIND_FAILED);
     bind(ctx.arg(0), ctx.arg(1), ctx.arg(3));
     0
 }
 
 #[fexit(function = "inet6_bind")]
 pub fn inet6_bind_fexit(ctx: FExitContext) -> i32 {
+    kernel_stack::note(&ctx, scratch::BIND_FAILED);
     bind(ctx.arg(0), ctx.arg(1), ctx.arg(3));
     0
 }
 
 #[fexit(function = "inet_listen")]
 pub fn inet_listen_fexit(ctx: FExitContext) -> i32 {
+    kernel_stack::note(&ctx, scratch::BIND_FAILED);
     listen(ctx.arg(0), ctx.arg(2));
     0
 }
@@ -41,6 +44,7 @@ pub fn inet_bind_entry(ctx: ProbeContext) -> u32 {
 
 #[kretprobe]
 pub fn inet_bind_return(ctx: RetProbeContext) -> u32 {
+    kernel_stack::note(&ctx, scratch::BIND_FAILED);
     done(leave(&ctx, hook::BIND).map(|args| bind(args[0], args[1], ctx.ret())))
 }
 
@@ -51,6 +55,7 @@ pub fn inet6_bind_entry(ctx: ProbeContext) -> u32 {
 
 #[kretprobe]
 pub fn inet6_bind_return(ctx: RetProbeContext) -> u32 {
+    kernel_stack::note(&ctx, scratch::BIND_FAILED);
     done(leave(&ctx, V6_CALL).map(|args| bind(args[0], args[1], ctx.ret())))
 }
 
@@ -61,6 +66,7 @@ pub fn inet_listen_entry(ctx: ProbeContext) -> u32 {
 
 #[kretprobe]
 pub fn inet_listen_return(ctx: RetProbeContext) -> u32 {
+    kernel_stack::note(&ctx, scratch::BIND_FAILED);
     done(leave(&ctx, hook::LISTEN).map(|args| listen(args[0], ctx.ret())))
 }
 

@@ -9,14 +9,15 @@ use portwatch_common::counters::hook;
 use portwatch_common::wire::how;
 
 use super::{done, enter, leave, now};
-use crate::counters;
 use crate::life::{self, Asked};
 use crate::maps::scratch;
 use crate::slot::flags;
 use crate::sock::{Sock, state};
+use crate::{counters, kernel_stack};
 
 #[fexit(function = "inet_csk_get_port")]
 pub fn inet_csk_get_port_fexit(ctx: FExitContext) -> i32 {
+    kernel_stack::note(&ctx, scratch::GET_PORT);
     observe(Sock(ctx.arg(0)), ctx.arg(1), ctx.arg(2));
     0
 }
@@ -28,6 +29,7 @@ pub fn inet_csk_get_port_entry(ctx: ProbeContext) -> u32 {
 
 #[kretprobe]
 pub fn inet_csk_get_port_return(ctx: RetProbeContext) -> u32 {
+    kernel_stack::note(&ctx, scratch::GET_PORT);
     done(leave(&ctx, hook::GET_PORT).map(|args| observe(Sock(args[0]), args[1] as u16, ctx.ret())))
 }
 

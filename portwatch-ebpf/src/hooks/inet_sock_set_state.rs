@@ -22,7 +22,7 @@ use crate::read::kernel;
 use crate::settings::{offset, setting};
 use crate::slot::{Slot, flags};
 use crate::sock::{Sock, state};
-use crate::{counters, emit, life};
+use crate::{counters, emit, kernel_stack, life};
 
 const EADDRNOTAVAIL: u32 = 99;
 const ETIMEDOUT: u32 = 110;
@@ -34,6 +34,7 @@ pub fn inet_sock_set_state(ctx: RawTracePointContext) -> i32 {
     set_running(1);
     let (sk, old, new) = arguments(&ctx);
     if new == state::SYN_SENT && old == state::CLOSE {
+        kernel_stack::note(&ctx, scratch::CONNECT);
         connecting(sk, scratch::CONNECT);
     } else if is_of_interest(old, new) {
         changed(sk, old, new, scratch::ADOPT);
@@ -55,6 +56,7 @@ pub fn inet_sock_set_state_nested(ctx: RawTracePointContext) -> i32 {
     let is_new = if new == state::SYN_SENT && old == state::CLOSE {
         let is_new = !is_connecting(sk);
         if is_new {
+            kernel_stack::note(&ctx, scratch::CONNECT_NESTED);
             connecting(sk, scratch::CONNECT_NESTED);
         }
         is_new && is_connecting(sk)

@@ -17,7 +17,7 @@ use crate::read::{kernel, kernel_pointer};
 use crate::settings::{offset, setting};
 use crate::slot::flags;
 use crate::sock::{Sock, Sockaddr, state};
-use crate::{counters, emit, owner, registers};
+use crate::{counters, emit, kernel_stack, owner, registers};
 
 const EINTR: i32 = 4;
 const EALREADY: i32 = 114;
@@ -34,16 +34,19 @@ const RET: usize = 16;
 
 #[tracepoint]
 pub fn sys_exit_connect(ctx: TracePointContext) -> u32 {
+    kernel_stack::note(&ctx, scratch::CONNECT_FAILED);
     super::done(connect(&ctx))
 }
 
 #[tracepoint]
 pub fn sys_exit_bind(ctx: TracePointContext) -> u32 {
+    kernel_stack::note(&ctx, scratch::CONNECT_FAILED);
     super::done(bind(&ctx))
 }
 
 #[tracepoint]
 pub fn sys_exit_listen(ctx: TracePointContext) -> u32 {
+    kernel_stack::note(&ctx, scratch::CONNECT_FAILED);
     super::done(listen(&ctx))
 }
 

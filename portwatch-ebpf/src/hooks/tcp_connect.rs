@@ -12,19 +12,21 @@ use super::{done, enter, leave, now};
 use crate::maps::scratch;
 use crate::slot::flags;
 use crate::sock::{AF_INET, AF_INET6, Sock, Sockaddr};
-use crate::{counters, emit, life};
+use crate::{counters, emit, kernel_stack, life};
 
 /// Key of `tcp_v6_connect` in the map of calls under way: it calls `tcp_v4_connect` for IPv4-mapped addresses.
 const V6_CALL: usize = 256 + hook::TCP_CONNECT;
 
 #[fexit(function = "tcp_v4_connect")]
 pub fn tcp_v4_connect_fexit(ctx: FExitContext) -> i32 {
+    kernel_stack::note(&ctx, scratch::CONNECT_FAILED);
     observe(AF_INET, Sock(ctx.arg(0)), ctx.arg(1), ctx.arg(3));
     0
 }
 
 #[fexit(function = "tcp_v6_connect")]
 pub fn tcp_v6_connect_fexit(ctx: FExitContext) -> i32 {
+    kernel_stack::note(&ctx, scratch::CONNECT_FAILED);
     observe(AF_INET6, Sock(ctx.arg(0)), ctx.arg(1), ctx.arg(3));
     0
 }
@@ -36,6 +38,7 @@ pub fn tcp_v4_connect_entry(ctx: ProbeContext) -> u32 {
 
 #[kretprobe]
 pub fn tcp_v4_connect_return(ctx: RetProbeContext) -> u32 {
+    kernel_stack::note(&ctx, scratch::CONNECT_FAILED);
     done(leave(&ctx, hook::TCP_CONNECT).map(|args| observe(AF_INET, Sock(args[0]), args[1], ctx.ret())))
 }
 
@@ -46,6 +49,7 @@ pub fn tcp_v6_connect_entry(ctx: ProbeContext) -> u32 {
 
 #[kretprobe]
 pub fn tcp_v6_connect_return(ctx: RetProbeContext) -> u32 {
+    kernel_stack::note(&ctx, scratch::CONNECT_FAILED);
     done(leave(&ctx, V6_CALL).map(|args| observe(AF_INET6, Sock(args[0]), args[1], ctx.ret())))
 }
 

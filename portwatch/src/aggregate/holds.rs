@@ -161,7 +161,7 @@ impl Holds {
                 }
                 Joined::Event(event(socket, What::PortReleased { reason, held_ns }, exact), hold)
             }
-            Body::Stack(_) | Body::Snapshot(_) | Body::Audit(_) => Joined::Nothing,
+            Body::Stack { .. } | Body::Snapshot(_) | Body::Audit(_) => Joined::Nothing,
         }
     }
 

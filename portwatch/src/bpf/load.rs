@@ -38,6 +38,8 @@ pub struct Plan<'a> {
     pub kinds: u32,
     pub accepted: bool,
     pub stacks: bool,
+    /// Kernel stacks, too.
+    pub kernel_stacks: bool,
     /// Only this way, or the best that works.
     pub stack_walk: Option<StackWalk>,
     pub verbose: bool,
@@ -254,6 +256,8 @@ fn create(plan: &Plan<'_>, rung: Rung, walk: StackWalk) -> Result<Ebpf> {
         is_preemptible: has_preemptible_tracepoints().into(),
         self_tgid: std::process::id(),
         stacks_per_audit: STACKS_PER_AUDIT,
+        kernel_stacks: plan.kernel_stacks.into(),
+            reserved: 0,
     };
     let log_level = if plan.verbose { log::Level::Debug as u8 } else { 0 };
     let mut loader = EbpfLoader::new();

@@ -34,6 +34,7 @@ pub fn rungs(resolved: &Resolved, pid_namespace: Option<u32>) -> Vec<Attempt> {
             kinds: u32::MAX,
             accepted: false,
             stacks: true,
+            kernel_stacks: true,
             stack_walk: None,
             verbose: false,
             pid_namespace,

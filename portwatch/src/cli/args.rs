@@ -136,6 +136,9 @@ pub struct TraceSetup {
     /// Do not take stacks: no call sites
     #[arg(long)]
     no_stacks: bool,
+    /// Show the kernel's frames in stacks, too: innermost, before the program's
+    #[arg(long, conflicts_with = "no_stacks")]
+    kernel_stack: bool,
     /// How the kernel side walks stacks: loop (from Linux 5.17) or plain [default: the first that works]
     #[arg(long, value_name = "WAY", hide = true)]
     stack_walk: Option<StackWalk>,
@@ -257,6 +260,7 @@ pub fn request(
         kinds: kinds(filters)?,
         accepted: filters.accepted,
         stacks: !setup.no_stacks,
+        kernel_stacks: setup.kernel_stack,
         stack_walk: setup.stack_walk,
         library_patterns: setup.library.clone(),
         cmdline: setup.cmdline,

@@ -61,7 +61,11 @@ pub enum Body {
         was_listening: bool,
         is_silent: bool,
     },
-    Stack(RawStack),
+    /// `kernel`: kernel addresses above the system call, innermost first.
+    Stack {
+        user: RawStack,
+        kernel: Vec<u64>,
+    },
     Snapshot(Box<RawSnapshot>),
     /// A stack that the kernel side walked to its end, and what it was walked from: `addresses` is all of it, the
     /// registers are its innermost frame's.
@@ -229,18 +233,23 @@ fn body(kind: u16, bytes: &[u8]) -> Result<Body, DecodeError> {
         }
         kind::STACK => {
             let wire: wire::Stack = read(kind, bytes)?;
-            let count = (wire.count as usize).min(wire.addresses.len());
-            Body::Stack(RawStack {
+            let user = RawStack {
                 id: StackId(wire.stack_id),
                 tgid: wire.tgid,
                 start_boot_ns: wire.start_boot_ns,
-                addresses: wire.addresses[..count].to_vec(),
-            })
+                addresses: first(&wire.addresses, wire.count.into()),
+            };
+            Body::Stack { user, kernel: first(&wire.kernel, wire.kernel_count) }
         }
         kind::SNAPSHOT => Body::Snapshot(Box::new(snapshot(&read(kind, bytes)?))),
         kind::AUDIT => Body::Audit(Box::new(snapshot(&read(kind, bytes)?))),
         kind => return Err(DecodeError::Kind(kind)),
     })
+}
+
+fn first(addresses: &[u64], count: u64) -> Vec<u64> {
+    let count = usize::try_from(count).unwrap_or(usize::MAX).min(addresses.len());
+    addresses[..count].to_vec()
 }
 
 fn snapshot(wire: &wire::Snapshot) -> RawSnapshot {
@@ -254,7 +263,8 @@ fn snapshot(wire: &wire::Snapshot) -> RawSnapshot {
         ip: wire.ip,
         sp: wire.sp,
         bp: wire.bp,
-        addresses: wire.addresses[..(wire.count as usize).min(wire.addresses.len())].to_vec(),
+        addresses: first(&wire.addresses, wire.count.into()),
+        kernel: first(&wire.kernel, wire.kernel_count.into()),
         bytes: wire.bytes.get(skipped..).unwrap_or_default().to_vec(),
         pages_valid: wire.pages_valid,
     }

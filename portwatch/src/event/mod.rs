@@ -493,6 +493,8 @@ pub struct RawSnapshot {
     pub bp: u64,
     /// Addresses up to there, innermost first; the last one is `ip`.
     pub addresses: Vec<u64>,
+    /// Kernel addresses above the system call, innermost first.
+    pub kernel: Vec<u64>,
     /// The stack from `sp` on.
     pub bytes: Vec<u8>,
     /// Bit n: page n, counted from the one that `sp` is in, could be read.

@@ -34,6 +34,8 @@ pub struct Request {
     pub kinds: u32,
     pub accepted: bool,
     pub stacks: bool,
+    /// Kernel frames, too.
+    pub kernel_stacks: bool,
     /// Only this way of walking them, or the best that works.
     pub stack_walk: Option<StackWalk>,
     pub library_patterns: Vec<String>,
@@ -206,6 +208,7 @@ fn load(request: &Request) -> Result<(Tracing, bpf::Reader)> {
         kinds: request.kinds,
         accepted: request.accepted,
         stacks: request.stacks,
+        kernel_stacks: request.kernel_stacks,
         stack_walk: request.stack_walk,
         verbose: request.verbose,
         pid_namespace: host::pid_namespace()?,

@@ -25,6 +25,7 @@ use crate::kernel::clock::{self, Anchor};
 use crate::kernel::netns::{self, Namespace};
 use crate::kernel::processes::{Cmdline, Processes};
 use crate::output::{Netns, Output, Process, StackAudit, StackShares, Summary};
+use crate::stack::kernel_symbols::KernelSymbols;
 use crate::stack::unwind::{Outcome, Registers, StackBytes, Unwound, Why};
 use crate::stack::{self, Snapshot, Stacks};
 
@@ -116,6 +117,7 @@ pub fn start(
         snapshots: HashMap::new(),
         replaced: HashMap::new(),
         is_verbose: request.verbose,
+        kernel_symbols: request.kernel_stacks.then(kernel_symbols).flatten(),
         unwound: HashMap::new(),
         ahead: VecDeque::new(),
         written: BTreeMap::new(),
@@ -164,6 +166,8 @@ struct Worker {
     /// Processes in which other code came to stand where code was → when that was learned.
     replaced: HashMap<u32, u64>,
     is_verbose: bool,
+    /// Where kernel frames are wanted and may be named.
+    kernel_symbols: Option<KernelSymbols>,
     /// Copied stacks that were walked and are still to be named.
     unwound: HashMap<StackId, Unwound>,
     /// Batches whose copied stacks were walked, and nothing else of them looked at.
@@ -284,7 +288,9 @@ impl Worker {
         self.baseline(record.mono_ns.saturating_sub(ORDER_WINDOW_NS))?;
         self.expire(record.mono_ns)?;
         match (&mut record.body, stacks.as_mut()) {
-            (Body::Stack(raw), Some(stacks)) => return self.stack(raw, record.mono_ns, stacks),
+            (Body::Stack { user, kernel }, Some(stacks)) => {
+                return self.stack(user, kernel, record.mono_ns, stacks);
+            }
             (Body::Snapshot(raw), Some(stacks)) => return self.snapshot(raw, record.mono_ns, stacks),
             (Body::Audit(raw), Some(stacks)) => return self.audit(raw, record.mono_ns, stacks),
             (Body::Hold { hold, .. }, _) => {
@@ -378,11 +384,14 @@ impl Worker {
     }
 
     /// Names a stack. The kernel side sends one again that it forgot it had sent.
-    fn stack(&mut self, raw: &RawStack, mono_ns: u64, stacks: &mut Stacks) -> Result<()> {
+    fn stack(&mut self, raw: &RawStack, kernel: &[u64], mono_ns: u64, stacks: &mut Stacks) -> Result<()> {
         if self.call_sites.contains_key(&raw.id) {
             return Ok(());
         }
-        let resolved = stacks.resolve_at(raw, raw.start_boot_ns, mono_ns);
+        let mut resolved = stacks.resolve_at(raw, raw.start_boot_ns, mono_ns);
+        if let Some(symbols) = &mut self.kernel_symbols {
+            resolved.stack.frames.splice(..0, symbols.frames(kernel));
+        }
         self.output.stack(&resolved.stack)?;
         self.call_sites.insert(raw.id, resolved.call_site);
         self.look_ahead(stacks)
@@ -392,10 +401,10 @@ impl Worker {
     fn snapshot(&mut self, raw: &RawSnapshot, mono_ns: u64, stacks: &mut Stacks) -> Result<()> {
         // Walked when its batch came, see `teach`.
         let Some(unwound) = self.unwound.remove(&raw.id) else { return Ok(()) };
-        let id = unwound
-            .addresses
+        let id = raw
+            .kernel
             .iter()
-            .take(STACK_FRAMES_MAX)
+            .chain(unwound.addresses.iter().take(STACK_FRAMES_MAX))
             .fold(stack_id_seed(raw.start_boot_ns, raw.tgid), |id, &address| stack_id_mix(id, address));
         let whole = RawStack {
             id: StackId(id.max(1)),
@@ -403,7 +412,7 @@ impl Worker {
             start_boot_ns: raw.start_boot_ns,
             addresses: unwound.addresses,
         };
-        self.stack(&whole, mono_ns, stacks)?;
+        self.stack(&whole, &raw.kernel, mono_ns, stacks)?;
         if self.snapshots.len() >= SNAPSHOTS_REMEMBERED {
             self.snapshots.clear();
         }
@@ -543,6 +552,13 @@ impl Worker {
         let not_run = tracing.not_run(&totals);
         Ok((totals, not_run))
     }
+}
+
+/// Names of kernel functions, where this host tells them.
+fn kernel_symbols() -> Option<KernelSymbols> {
+    KernelSymbols::of_running_kernel()
+        .inspect_err(|error| eprintln!("portwatch: note: stacks have no kernel frames: {error:#}"))
+        .ok()
 }
 
 fn unwind(raw: &RawSnapshot, prefix: &[u64], mono_ns: u64, stacks: &mut Stacks) -> Unwound {

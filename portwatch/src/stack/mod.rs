@@ -11,6 +11,7 @@ mod decompress;
 pub mod elf;
 mod elf_copy;
 mod elf_open;
+pub mod kernel_symbols;
 pub mod libraries;
 pub mod machine;
 pub mod mapping;

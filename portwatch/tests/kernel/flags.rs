@@ -45,6 +45,7 @@ const TESTS: &[(&str, Test)] = &[
     ("inside_pid_namespace", inside_pid_namespace),
     ("stacks_of_every_path", stacks::of_every_path),
     ("stacks_of_every_path_plainly", stacks::of_every_path_plainly),
+    ("stacks_with_kernel_frames", stacks::with_kernel_frames),
     ("stacks_planted_row_is_found", stacks::planted_row_is_found),
 ];
 

@@ -109,6 +109,26 @@ pub fn of_every_path_plainly(rung: &str) -> Result<Outcome, String> {
     traced(rung, &["--stack-walk", "plain"], Workload::until_known, |log| wrong(log, &log.lines))
 }
 
+/// `--kernel-stack`: the way from the system call to the connect stands before the program's frames.
+pub fn with_kernel_frames(rung: &str) -> Result<Outcome, String> {
+    traced(rung, &["--kernel-stack"], Workload::until_known, |log| {
+        let mut problems = wrong(log, &log.lines);
+        for (id, frames) in &log.stacks {
+            let is_kernel = |frame: &&Value| frame["kind"] == "kernel";
+            let kernel: Vec<_> = frames.iter().take_while(is_kernel).collect();
+            let has = |name: &str| kernel.iter().any(|frame| frame["function"] == name);
+            if !has("tcp_v4_connect") || kernel.last().is_none_or(|last| last["function"] == "tcp_v4_connect")
+            {
+                problems.push(format!("stack {id} does not tell the way through the kernel: {kernel:?}"));
+            }
+            if frames[kernel.len()..].iter().any(|frame| is_kernel(&frame)) {
+                problems.push(format!("stack {id} has kernel frames among the program's"));
+            }
+        }
+        problems
+    })
+}
+
 /// Rows that lead astray are found by the audit, told, and replaced.
 pub fn planted_row_is_found(rung: &str) -> Result<Outcome, String> {
     let drive = |workload: &mut Workload| {
