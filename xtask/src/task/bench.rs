@@ -36,6 +36,9 @@ pub struct Args {
     /// Length of the run at whose end nothing may be lost; 0 leaves it out.
     #[arg(long, default_value_t = 30.0, value_parser = seconds_or_none)]
     long: f64,
+    /// Instead of all that: what a stack costs per connect in the kernel programs, by its number of frames.
+    #[arg(long)]
+    stacks: bool,
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -57,6 +60,13 @@ pub fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
         portwatch: workspace.target.join("release/portwatch"),
         load: workspace.target.join("release/churn"),
     };
+    if args.stacks {
+        build::build(workspace, true)?;
+        let load = ["build", "--release", "--package", "xtask", "--bin", "stack_cost", "--features", "bench"];
+        process::run(workspace.cargo().args(load))?;
+        process::run(Command::new(workspace.target.join("release/stack_cost")).arg(&programs.portwatch))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     if std::env::var_os(INSIDE).is_none() {
         apt::provision(&NEEDS, "the benchmark")?;
         build::build(workspace, true)?;
