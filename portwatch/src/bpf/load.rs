@@ -2,10 +2,11 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use aya::maps::{Array, HashMap, MapData, RingBuf};
+use aya::maps::{Array, HashMap, MapData, MapError, RingBuf};
 use aya::programs::ProgramError;
 use aya::{Btf, Ebpf, EbpfLoader};
 use aya_obj::generated::bpf_func_id;
@@ -301,6 +302,15 @@ fn has_preemptible_tracepoints() -> bool {
     })
 }
 
+/// Removing what is not there is no error. aya has `KeyNotFound` for that, and does not say it here.
+fn unless_missing(removed: Result<(), MapError>) -> Result<(), MapError> {
+    match removed {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}
+
 impl Tracing {
     /// What the kernel side counted up to now.
     pub fn totals(&self) -> Result<Totals> {
@@ -358,10 +368,7 @@ impl Tracing {
     pub fn unlearn(&mut self, pid: u32) -> Result<()> {
         let map = self.ebpf.map_mut("SPACES").context("no map `SPACES`")?;
         let mut spaces: HashMap<&mut MapData, u32, u64> = HashMap::try_from(map)?;
-        match spaces.remove(&pid) {
-            Ok(()) | Err(aya::maps::MapError::KeyNotFound) => Ok(()),
-            Err(error) => Err(error).context("cannot change the table of address spaces"),
-        }
+        unless_missing(spaces.remove(&pid)).context("cannot change the table of address spaces")
     }
 
     /// Selects one more process.
@@ -376,10 +383,7 @@ impl Tracing {
     pub fn deselect(&mut self, pid: u32) -> Result<()> {
         let map = self.ebpf.map_mut("PIDS").context("no map `PIDS`")?;
         let mut pids: HashMap<&mut MapData, u32, u32> = HashMap::try_from(map)?;
-        match pids.remove(&pid) {
-            Ok(()) | Err(aya::maps::MapError::KeyNotFound) => Ok(()),
-            Err(error) => Err(error).context("cannot change the table of processes"),
-        }
+        unless_missing(pids.remove(&pid)).context("cannot change the table of processes")
     }
 
     /// Processes that are selected now.
@@ -409,5 +413,25 @@ impl Tracing {
         set_gate(&mut self.ebpf, gate::CLOSED)?;
         self.links.clear();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aya::sys::SyscallError;
+    use std::io;
+
+    #[test]
+    fn what_is_not_there_counts_as_removed() {
+        let failed = |errno| {
+            Err(MapError::from(SyscallError {
+                call: "bpf_map_delete_elem",
+                io_error: io::Error::from_raw_os_error(errno),
+            }))
+        };
+        assert!(unless_missing(failed(libc::ENOENT)).is_ok());
+        assert!(unless_missing(Err(MapError::KeyNotFound)).is_ok());
+        assert!(unless_missing(failed(libc::EPERM)).is_err());
     }
 }
