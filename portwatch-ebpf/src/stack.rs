@@ -222,15 +222,22 @@ fn generation(tgid: u32, now_ns: u64) -> u64 {
 fn step(walk: &mut Walk, row: &Row) -> Step {
     let cfa = match row.kind {
         row_kind::SP => walk.sp.wrapping_add(row.cfa_off as i64 as u64),
-        row_kind::BP if walk.bp == 0 => return Step::End,
+        row_kind::BP | row_kind::BP_WORD if walk.bp == 0 => return Step::End,
         row_kind::BP => walk.bp.wrapping_add(row.cfa_off as i64 as u64),
+        row_kind::BP_WORD => {
+            let Some(cfa) = user::<u64>(walk.bp.wrapping_add(row.cfa_off as i64 as u64), 0) else {
+                return Step::Stuck;
+            };
+            cfa
+        }
         row_kind::END => return Step::End,
         row_kind::SIGNAL => return interrupted(walk),
         _ => return Step::Stuck,
     };
     let Some(ip) = user::<u64>(cfa.wrapping_sub(8), 0) else { return Step::Stuck };
     if row.bp_saved != 0 {
-        let Some(bp) = user::<u64>(cfa.wrapping_add(row.bp_off as i64 as u64), 0) else { return Step::Stuck };
+        let base = if row.kind == row_kind::BP_WORD { walk.bp } else { cfa };
+        let Some(bp) = user::<u64>(base.wrapping_add(row.bp_off as i64 as u64), 0) else { return Step::Stuck };
         walk.bp = bp;
     }
     walk.ip = ip;
