@@ -141,7 +141,7 @@ fn start(owner: &Owner, now_ns: u64) -> Result<Walk, u8> {
     let Some(sp) = kernel(saved, registers::SP) else { return UNREADABLE };
     let Some(bp) = kernel(saved, registers::BP) else { return UNREADABLE };
     let generation = generation(owner.tgid, now_ns);
-    let id = stack_id_seed(owner.start_boot_ns, owner.tgid);
+    let id = stack_id_seed(owner.start_boot_ns, owner.tgid, generation);
     Ok(Walk { ip, sp, bp, count: 0, generation, id, kernel_count: 0 })
 }
 
@@ -237,7 +237,9 @@ fn step(walk: &mut Walk, row: &Row) -> Step {
     let Some(ip) = user::<u64>(cfa.wrapping_sub(8), 0) else { return Step::Stuck };
     if row.bp_saved != 0 {
         let base = if row.kind == row_kind::BP_WORD { walk.bp } else { cfa };
-        let Some(bp) = user::<u64>(base.wrapping_add(row.bp_off as i64 as u64), 0) else { return Step::Stuck };
+        let Some(bp) = user::<u64>(base.wrapping_add(row.bp_off as i64 as u64), 0) else {
+            return Step::Stuck;
+        };
         walk.bp = bp;
     }
     walk.ip = ip;

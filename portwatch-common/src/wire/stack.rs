@@ -93,9 +93,10 @@ pub mod row_kind {
     pub const BP_WORD: u8 = 5;
 }
 
-/// Names a whole stack: the same on both sides. Never 0. Kernel addresses are mixed in first.
-pub const fn stack_id_seed(start_boot_ns: u64, tgid: u32) -> u64 {
-    start_boot_ns ^ ((tgid as u64) << 32)
+/// Names a whole stack: the same on both sides. Never 0. In another generation of the address space the same addresses
+/// are other code. Kernel addresses are mixed in first.
+pub const fn stack_id_seed(start_boot_ns: u64, tgid: u32, generation: u64) -> u64 {
+    stack_id_mix(start_boot_ns ^ ((tgid as u64) << 32), generation)
 }
 
 /// Mixed in last where a walk was cut: its innermost part is no whole stack, even if one with these addresses exists.

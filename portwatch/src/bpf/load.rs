@@ -258,7 +258,7 @@ fn create(plan: &Plan<'_>, rung: Rung, walk: StackWalk) -> Result<Ebpf> {
         self_tgid: std::process::id(),
         stacks_per_audit: STACKS_PER_AUDIT,
         kernel_stacks: plan.kernel_stacks.into(),
-            reserved: 0,
+        reserved: 0,
     };
     let log_level = if plan.verbose { log::Level::Debug as u8 } else { 0 };
     let mut loader = EbpfLoader::new();

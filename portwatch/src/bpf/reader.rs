@@ -57,7 +57,7 @@ impl Reader {
             while let Some(batch) = self.batch() {
                 queue.push(batch);
             }
-            queue.drained_ns.store(began_ns, Ordering::Release);
+            queue.set_drained(began_ns);
             if is_over {
                 return Ok(());
             }
@@ -119,7 +119,7 @@ impl Queue {
     }
 
     /// Waits while the queue is full, unless the run is over: then nobody may wait for anybody.
-    fn push(&self, batch: Bytes) {
+    pub fn push(&self, batch: Bytes) {
         let mut inner = self.lock();
         while inner.bytes >= QUEUE_BYTES && !inner.is_finished {
             inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
@@ -153,6 +153,11 @@ impl Queue {
     /// What was sent before this moment, `CLOCK_MONOTONIC`, has been put into the queue.
     pub fn drained_ns(&self) -> u64 {
         self.drained_ns.load(Ordering::Acquire)
+    }
+
+    /// Says so, see [`Queue::drained_ns`].
+    pub fn set_drained(&self, mono_ns: u64) {
+        self.drained_ns.store(mono_ns, Ordering::Release);
     }
 
     /// Tells the reader to drain the ring once more and end.

@@ -235,6 +235,8 @@ pub enum StackGap {
     NotCode,
     /// The stack leads back into itself.
     NoProgress,
+    /// Code on the way had just been replaced by other code.
+    Replaced,
     /// The unwind table cannot be followed.
     NoRule,
     /// The mapping or program file could not be had.
@@ -255,6 +257,7 @@ impl StackGap {
             StackGap::NotCopied => "not_copied",
             StackGap::NotCode => "not_code",
             StackGap::NoProgress => "no_progress",
+            StackGap::Replaced => "replaced",
             StackGap::NoRule => "no_rule",
             StackGap::NoFile => "no_file",
         }
@@ -273,6 +276,7 @@ impl StackGap {
             StackGap::NotCopied => "too long to copy",
             StackGap::NotCode => "return address not in code",
             StackGap::NoProgress => "leads back into itself",
+            StackGap::Replaced => "code just replaced",
             StackGap::NoRule => "no usable unwind rule",
             StackGap::NoFile => "program file not to be had",
         }

@@ -1,12 +1,13 @@
 //! One run of a tracing command: from what was asked for to a closed log.
 //!
-//! Three threads and no more: the reader empties the ring, the [`pipeline`] turns records into lines, and the
-//! calling one waits for whatever ends the run.
+//! Four threads and no more: the reader empties the ring, the [`learner`] teaches the kernel side to walk stacks, the
+//! [`pipeline`] turns records into lines, and the calling one waits for whatever ends the run.
 
 mod audit;
 mod baseline;
 mod control;
 mod follow;
+mod learner;
 mod pipeline;
 mod self_test;
 
@@ -15,6 +16,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -24,6 +26,7 @@ use crate::bpf::{self, KernelFilters, Plan, Queue, Rung, Sizes, StackWalk, Traci
 use crate::cli::failure::{self, Failure};
 use crate::kernel::{clock, host, offsets, tracefs};
 use crate::output::{Header, Output};
+use crate::stack::walks::Walks;
 
 /// What a tracing command does, checked.
 #[derive(Debug)]
@@ -76,6 +79,7 @@ impl Outcome {
 /// Everything that several threads of a run touch.
 struct Shared {
     tracing: Mutex<Tracing>,
+    /// What the pipeline is to read.
     queue: Arc<Queue>,
     /// Sockets that were open before the start, until the pipeline takes them.
     baseline: Mutex<Option<baseline::List>>,
@@ -163,11 +167,23 @@ fn trace(
 
     let mut output = output()?;
     output.header(&header(request, rung, &anchor)?)?;
-    let reader = reader.start(Arc::clone(&shared.queue))?;
+    let walks = request.stacks.then(|| Walks::new(true));
+    if let Some(note) = walks.as_ref().and_then(Walks::note) {
+        eprintln!("portwatch: note: {note}");
+    }
+    let (ring, learner) = match &walks {
+        None => (Arc::clone(&shared.queue), None),
+        Some(walks) => {
+            let ring = Arc::new(Queue::default());
+            let learner = learner::start(shared, Arc::clone(&ring), walks.clone())?;
+            (ring, Some(learner))
+        }
+    };
+    let reader = reader.start(Arc::clone(&ring))?;
     for note in self_test::run(&shared.tracing(), rung) {
         eprintln!("portwatch: note: {note}");
     }
-    let pipeline = pipeline::start(request, Arc::clone(shared), output, anchor)?;
+    let pipeline = pipeline::start(request, Arc::clone(shared), walks, output, anchor)?;
     let walk = shared.tracing().stack_walk;
     eprintln!("portwatch: tracing rung={rung} stacks={} walk={walk}", stack_method(request));
 
@@ -182,11 +198,14 @@ fn trace(
     shared.tracing().detach()?;
     shared.settle()?;
     pipeline.set_end(ended.as_ref().map_or("exit", |ended| ended.by));
-    shared.queue.stop();
+    ring.stop();
     drop(logger);
     let reading = reader.join().map_err(|_| anyhow::anyhow!("the reader thread panicked"))?;
+    let learning = learner.map_or(Ok(Ok(())), JoinHandle::join);
+    let learning = learning.map_err(|_| anyhow::anyhow!("the learner thread panicked"))?;
     let writing = pipeline.finish()?;
     reading?;
+    learning?;
     match writing {
         Ok(()) => {}
         // Whoever read our output has seen enough.

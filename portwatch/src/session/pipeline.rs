@@ -1,13 +1,12 @@
 //! From batches of records to lines of output, in one thread.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use bytes::Bytes;
 use portwatch_common::counters::MISS_NAMES;
 use portwatch_common::limits::STACK_FRAMES_MAX;
 use portwatch_common::wire::{EVENT_NAMES, stack_id_mix, stack_id_seed};
@@ -16,8 +15,9 @@ use tokio::sync::Notify;
 use super::audit::{self, Verdict};
 use super::{Request, Shared};
 use crate::aggregate::holds::{Holds, Joined};
+use crate::aggregate::recent::Recent;
 use crate::bpf::{NotRun, Received, Rung, Totals};
-use crate::event::decode::{Body, DecodeError, Record, records, snapshots};
+use crate::event::decode::{Body, DecodeError, Record, records};
 use crate::event::{Confidence, Event, Hold, RawSnapshot, RawStack, StackGap, StackId, StackState, Tuple};
 use crate::kernel::ancestry::{Ancestry, Followed};
 use crate::kernel::cgroups::Cgroups;
@@ -26,8 +26,9 @@ use crate::kernel::netns::{self, Namespace};
 use crate::kernel::processes::{Cmdline, Processes};
 use crate::output::{Netns, Output, Process, StackAudit, StackShares, Summary};
 use crate::stack::kernel_symbols::KernelSymbols;
-use crate::stack::unwind::{Outcome, Registers, StackBytes, Unwound, Why};
-use crate::stack::{self, Snapshot, Stacks};
+use crate::stack::unwind::{Outcome, Why};
+use crate::stack::walks::Walks;
+use crate::stack::{Snapshot, Stacks};
 
 /// How often output is flushed while nothing comes.
 const TICK: Duration = Duration::from_millis(50);
@@ -41,11 +42,8 @@ const ORDER_WINDOW_NS: u64 = 10_000_000;
 /// A snapshot's hold comes right behind it, and again only if the ring was full.
 const SNAPSHOTS_REMEMBERED: usize = 65_536;
 
-/// Batches taken from the queue before their turn, of 256 KiB or so.
-const BATCHES_AHEAD: usize = 64;
-
-/// Only what happened since an audited stack was taken matters.
-const REPLACED_REMEMBERED: usize = 4096;
+/// Stacks that can be named anew when code of their process is replaced.
+const RECENT_STACKS: usize = 4096;
 
 /// The running pipeline.
 pub struct Pipeline {
@@ -88,16 +86,15 @@ impl Pipeline {
     }
 }
 
-/// Starts the thread.
+/// Starts the thread. Stacks are named if there are `walks`.
 pub fn start(
     request: &Request,
     shared: Arc<Shared>,
+    walks: Option<Walks>,
     output: Box<dyn Output>,
     anchor: Anchor,
 ) -> Result<Pipeline> {
     let end = Arc::new(End::default());
-    let has_stacks = request.stacks;
-    let (ready, is_ready) = mpsc::channel();
     let mut worker = Worker {
         shared,
         output,
@@ -113,13 +110,11 @@ pub fn start(
         ancestry: Ancestry::default(),
         netns_seen: HashSet::new(),
         call_sites: HashMap::new(),
+        recent: Recent::new(RECENT_STACKS),
         library_patterns: request.library_patterns.clone(),
         snapshots: HashMap::new(),
-        replaced: HashMap::new(),
         is_verbose: request.verbose,
         kernel_symbols: request.kernel_stacks.then(kernel_symbols).flatten(),
-        unwound: HashMap::new(),
-        ahead: VecDeque::new(),
         written: BTreeMap::new(),
         inferred: BTreeMap::new(),
         skipped: 0,
@@ -130,7 +125,7 @@ pub fn start(
     let thread = thread::Builder::new()
         .name("output".to_owned())
         .spawn(move || {
-            let result = worker.run(has_stacks, &ready);
+            let result = worker.run(walks);
             if result.is_err() {
                 // Nobody must wait for room in a queue that nobody empties.
                 worker.shared.queue.finish();
@@ -139,9 +134,21 @@ pub fn start(
             result
         })
         .context("cannot start the output thread")?;
-    // A thread that ends without a word has its reason told when it is joined.
-    let _ = is_ready.recv();
     Ok(Pipeline { thread, end })
+}
+
+/// What events say of a stack that the log has.
+struct Named {
+    call_site: Option<String>,
+    /// It ends early, see [`StackGap::Replaced`].
+    is_cut: bool,
+}
+
+/// A stack as it came, and when: it may have to be named anew.
+struct Taken {
+    user: RawStack,
+    kernel: Vec<u64>,
+    mono_ns: u64,
 }
 
 struct Worker {
@@ -159,19 +166,14 @@ struct Worker {
     ancestry: Ancestry,
     netns_seen: HashSet<u32>,
     /// Of the stacks that the log has.
-    call_sites: HashMap<StackId, Option<String>>,
+    call_sites: HashMap<StackId, Named>,
+    recent: Recent<StackId, Taken>,
     library_patterns: Vec<String>,
     /// What the kernel side called a stack before it was known → the stack, and how well it is known.
     snapshots: HashMap<StackId, (StackId, StackState)>,
-    /// Processes in which other code came to stand where code was → when that was learned.
-    replaced: HashMap<u32, u64>,
     is_verbose: bool,
     /// Where kernel frames are wanted and may be named.
     kernel_symbols: Option<KernelSymbols>,
-    /// Copied stacks that were walked and are still to be named.
-    unwound: HashMap<StackId, Unwound>,
-    /// Batches whose copied stacks were walked, and nothing else of them looked at.
-    ahead: VecDeque<Bytes>,
     /// Lines written, by type: those the kernel side saw.
     written: BTreeMap<&'static str, u64>,
     /// Lines written, by type: those that were deduced.
@@ -186,30 +188,14 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(&mut self, has_stacks: bool, ready: &mpsc::Sender<()>) -> Result<()> {
-        let options = stack::Options { library_patterns: self.library_patterns.clone(), sideband: true };
-        let mut stacks = has_stacks.then(|| Stacks::new(options));
-        if let Some(note) = stacks.as_ref().and_then(Stacks::note) {
-            eprintln!("portwatch: note: {note}");
-        }
+    fn run(&mut self, walks: Option<Walks>) -> Result<()> {
+        let mut stacks = walks.map(|walks| Stacks::with(walks, self.library_patterns.clone()));
         self.netns(std::process::id(), self.started_mono_ns)?;
-        // From here on every mapping of every process is followed.
-        let _ = ready.send(());
         let mut flushed_at = Instant::now();
         loop {
             // Asked before the queue is: what was put there until then is dealt with once the queue is empty.
             let drained_ns = self.shared.queue.drained_ns();
-            let received = match self.ahead.pop_front() {
-                Some(batch) => Received::Batch(batch),
-                None => {
-                    let received = self.shared.queue.pop(TICK);
-                    if let (Received::Batch(batch), Some(stacks)) = (&received, &mut stacks) {
-                        self.teach(batch, stacks)?;
-                    }
-                    received
-                }
-            };
-            match received {
+            match self.shared.queue.pop(TICK) {
                 Received::Batch(batch) => {
                     self.batch(&batch, &mut stacks)?;
                     if flushed_at.elapsed() >= FLUSH_INTERVAL {
@@ -219,9 +205,10 @@ impl Worker {
                 }
                 Received::Nothing => {
                     self.baseline(drained_ns.saturating_sub(ORDER_WINDOW_NS))?;
-                    self.expire(clock::mono_now_ns()?)?;
-                    if let Some(stacks) = &mut stacks {
-                        self.drain_sideband(stacks)?;
+                    let now_ns = clock::mono_now_ns()?;
+                    self.expire(now_ns)?;
+                    if let Some(stacks) = &stacks {
+                        stacks.expire(now_ns);
                     }
                     self.output.flush()?;
                     flushed_at = Instant::now();
@@ -229,6 +216,8 @@ impl Worker {
                 Received::Finished => break,
             }
         }
+        // Usually it was the end that closed the queue; if not, the other threads have their reasons.
+        self.want_end("exit");
         self.summary()
     }
 
@@ -238,48 +227,19 @@ impl Worker {
     }
 
     fn batch(&mut self, batch: &[u8], stacks: &mut Option<Stacks>) -> Result<()> {
+        let mut mono_ns = 0;
         for record in records(batch) {
             match record {
-                Ok(record) => self.record(record, stacks)?,
+                Ok(record) => {
+                    mono_ns = record.mono_ns;
+                    self.record(record, stacks)?;
+                }
                 Err(DecodeError::Kind(_)) => self.skipped += 1,
                 Err(error) => return Err(error).context("cannot read what the kernel side sent"),
             }
         }
-        Ok(())
-    }
-
-    /// Walks the copied stacks of a batch to their ends, and teaches the kernel side the ways, before anything slower is
-    /// done: until it knows them it copies every stack, and not more than so many.
-    fn teach(&mut self, batch: &[u8], stacks: &mut Stacks) -> Result<()> {
-        // Whatever was mapped when these events happened is known before the first of them is looked at.
-        self.drain_sideband(stacks)?;
-        for (mono_ns, raw) in snapshots(batch) {
-            let prefix = raw.addresses.split_last().map_or(&[][..], |(_, before)| before);
-            let unwound = unwind(&raw, prefix, mono_ns, stacks);
-            let rows = unwound.rows.iter().map(|&(address, row)| (address, row.wire()));
-            self.shared.tracing().learn(raw.generation, rows)?;
-            self.unwound.insert(raw.id, unwound);
-        }
-        Ok(())
-    }
-
-    /// Teaches what has come meanwhile. For where naming a stack may have taken its time.
-    fn look_ahead(&mut self, stacks: &mut Stacks) -> Result<()> {
-        while self.ahead.len() < BATCHES_AHEAD {
-            let Received::Batch(batch) = self.shared.queue.pop(Duration::ZERO) else { break };
-            self.teach(&batch, stacks)?;
-            self.ahead.push_back(batch);
-        }
-        Ok(())
-    }
-
-    fn drain_sideband(&mut self, stacks: &mut Stacks) -> Result<()> {
-        for pid in stacks.drain_sideband() {
-            self.shared.tracing().unlearn(pid)?;
-            if self.replaced.len() >= REPLACED_REMEMBERED {
-                self.replaced.clear();
-            }
-            self.replaced.insert(pid, clock::mono_now_ns()?);
+        if let Some(stacks) = stacks {
+            stacks.expire(mono_ns);
         }
         Ok(())
     }
@@ -293,12 +253,19 @@ impl Worker {
             }
             (Body::Snapshot(raw), Some(stacks)) => return self.snapshot(raw, record.mono_ns, stacks),
             (Body::Audit(raw), Some(stacks)) => return self.audit(raw, record.mono_ns, stacks),
-            (Body::Hold { hold, .. }, _) => {
+            (Body::Hold { hold, .. }, stacks) => {
                 if let Some(&(id, state)) = hold.stack.and_then(|id| self.snapshots.get(&id)) {
                     (hold.stack, hold.stack_state) = (Some(id), state);
                 }
                 if let Some(opened) = &mut self.opened {
                     opened.insert(hold.endpoints.tuple());
+                }
+                if let (Some(id), Some(stacks)) = (hold.stack, stacks) {
+                    let id = self.revised(id, hold.begun_mono_ns, stacks)?;
+                    hold.stack = Some(id);
+                    if self.call_sites.get(&id).is_some_and(|named| named.is_cut) {
+                        hold.stack_state = StackState::Part(StackGap::Replaced);
+                    }
                 }
             }
             _ => {}
@@ -360,7 +327,7 @@ impl Worker {
                 self.output.process(&ancestor)?;
             }
         }
-        let call_site = hold.stack.and_then(|id| self.call_sites.get(&id)?.as_deref());
+        let call_site = hold.stack.and_then(|id| self.call_sites.get(&id)?.call_site.as_deref());
         self.output.event(event, hold, &process, call_site)?;
         let counts = match event.confidence {
             Confidence::Exact => &mut self.written,
@@ -393,19 +360,30 @@ impl Worker {
             resolved.stack.frames.splice(..0, symbols.frames(kernel));
         }
         self.output.stack(&resolved.stack)?;
-        self.call_sites.insert(raw.id, resolved.call_site);
-        self.look_ahead(stacks)
+        let named = Named { call_site: resolved.call_site, is_cut: resolved.is_cut };
+        self.call_sites.insert(raw.id, named);
+        self.recent.insert(raw.id, Taken { user: raw.clone(), kernel: kernel.to_vec(), mono_ns });
+        Ok(())
     }
 
-    /// Names a stack that came as a copy.
+    /// The stack that the kernel side meant by `id` at `mono_ns`, see [`Stacks::revised`].
+    fn revised(&mut self, id: StackId, mono_ns: u64, stacks: &mut Stacks) -> Result<StackId> {
+        let Some(taken) = self.recent.get_mut(&id) else { return Ok(id) };
+        let Some(revised) = stacks.revised(&taken.user, taken.mono_ns, mono_ns) else { return Ok(id) };
+        let kernel = taken.kernel.clone();
+        self.stack(&revised, &kernel, mono_ns, stacks)?;
+        Ok(revised.id)
+    }
+
+    /// Walks a stack to its end, as the learner did before.
     fn snapshot(&mut self, raw: &RawSnapshot, mono_ns: u64, stacks: &mut Stacks) -> Result<()> {
-        // Walked when its batch came, see `teach`.
-        let Some(unwound) = self.unwound.remove(&raw.id) else { return Ok(()) };
+        let unwound = stacks.unwind_snapshot(&Snapshot::new(raw, mono_ns));
+        let seed = stack_id_seed(raw.start_boot_ns, raw.tgid, raw.generation);
         let id = raw
             .kernel
             .iter()
             .chain(unwound.addresses.iter().take(STACK_FRAMES_MAX))
-            .fold(stack_id_seed(raw.start_boot_ns, raw.tgid), |id, &address| stack_id_mix(id, address));
+            .fold(seed, |id, &address| stack_id_mix(id, address));
         let whole = RawStack {
             id: StackId(id.max(1)),
             tgid: raw.tgid,
@@ -422,15 +400,13 @@ impl Worker {
 
     /// Walks a stack again that the kernel side walked by the rows it was taught.
     fn audit(&mut self, raw: &RawSnapshot, mono_ns: u64, stacks: &mut Stacks) -> Result<()> {
-        let unwound = unwind(raw, &[], mono_ns, stacks);
+        let unwound = stacks.unwind_snapshot(&Snapshot { prefix: &[], ..Snapshot::new(raw, mono_ns) });
         let counts = &mut self.shares.audit;
         match audit::judge(&raw.addresses, &unwound) {
             Verdict::Matched => counts.matched += 1,
             Verdict::MatchedInPart => counts.matched_in_part += 1,
             Verdict::Unknown => counts.unknown += 1,
-            Verdict::Mismatched { .. } if self.replaced.get(&raw.tgid).is_some_and(|&at| at > mono_ns) => {
-                counts.unknown += 1;
-            }
+            Verdict::Mismatched { .. } if stacks.is_being_replaced(raw.tgid, mono_ns) => counts.unknown += 1,
             Verdict::Mismatched { from } => {
                 counts.mismatched += 1;
                 if counts.mismatched == 1 || self.is_verbose {
@@ -561,17 +537,6 @@ fn kernel_symbols() -> Option<KernelSymbols> {
         .ok()
 }
 
-fn unwind(raw: &RawSnapshot, prefix: &[u64], mono_ns: u64, stacks: &mut Stacks) -> Unwound {
-    stacks.unwind_snapshot(&Snapshot {
-        tgid: raw.tgid,
-        start_boot_ns: raw.start_boot_ns,
-        mono_ns,
-        registers: Registers { ip: raw.ip, sp: raw.sp, bp: raw.bp },
-        stack: StackBytes { start: raw.sp, bytes: &raw.bytes, valid: raw.pages_valid.into() },
-        prefix,
-    })
-}
-
 /// How well a stack is known that was walked from a copy.
 fn state(outcome: &Outcome) -> StackState {
     StackState::Part(match outcome {
@@ -581,6 +546,7 @@ fn state(outcome: &Outcome) -> StackState {
         Outcome::Truncated(Why::NoProgress) => StackGap::NoProgress,
         Outcome::Truncated(Why::Unsupported) => StackGap::NoRule,
         Outcome::Truncated(Why::TooDeep) => StackGap::TooDeep,
+        Outcome::Truncated(Why::Replaced) => StackGap::Replaced,
         Outcome::Truncated(Why::Unknown(_)) => StackGap::NoFile,
     })
 }

@@ -186,6 +186,14 @@ struct Entry {
     checked_at: Instant,
 }
 
+/// An address space: that of process `tgid`, which `parent` made, in this generation.
+#[derive(Clone, Copy, Debug)]
+pub struct Whose {
+    pub tgid: u32,
+    pub parent: Option<u32>,
+    pub generation: u64,
+}
+
 /// Generations of an address space and of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Checked {
@@ -229,11 +237,12 @@ impl Modules {
         std::mem::take(&mut self.dropped)
     }
 
-    /// The module behind `mapping` of process `tgid` with address space `generation`.
+    /// The module behind `mapping` of an address space.
     ///
     /// # Errors
     /// Why there is none; the caller shows it.
-    pub fn get(&mut self, tgid: u32, generation: u64, mapping: &Mapping) -> Result<Arc<Module>, Unreadable> {
+    pub fn get(&mut self, whose: Whose, mapping: &Mapping) -> Result<Arc<Module>, Unreadable> {
+        let Whose { tgid, parent, generation } = whose;
         self.uses += 1;
         let (id, path, file) = match &mapping.backing {
             Backing::File { id, path, file_generation, .. } => (*id, path, *file_generation),
@@ -251,7 +260,7 @@ impl Modules {
         let read = {
             let (serial, mapping, path) = (self.serial, mapping.clone(), Arc::clone(path));
             move || {
-                let file = elf_open::open(tgid, &mapping, id, &path)?;
+                let file = elf_open::open(tgid, parent, &mapping, id, &path)?;
                 let is_known = known.is_some() && Stamp::of(&file) == known;
                 if is_known { Ok(None) } else { Module::copy(&file, serial).map(Some) }
             }

@@ -21,8 +21,15 @@ const VDSO_BYTES_MAX: u64 = 64 << 10;
 /// Opens the file that `mapping` of process `tgid` maps, for reading.
 ///
 /// The kernel's own link to a mapped file comes first: it is right also when the file was deleted or replaced, or
-/// belongs to another mount namespace. Then the path, looked up inside the process's root; then in portwatch's own.
-pub(super) fn open(tgid: u32, mapping: &Mapping, id: FileId, path: &Path) -> Result<File, Unreadable> {
+/// belongs to another mount namespace. Then the path, looked up inside the process's root, or its parent's if it is gone
+/// itself; then in portwatch's own.
+pub(super) fn open(
+    tgid: u32,
+    parent: Option<u32>,
+    mapping: &Mapping,
+    id: FileId,
+    path: &Path,
+) -> Result<File, Unreadable> {
     let mut why = Unreadable::Gone;
     let mut note = |unreadable: Unreadable| {
         if unreadable != Unreadable::Gone {
@@ -37,8 +44,9 @@ pub(super) fn open(tgid: u32, mapping: &Mapping, id: FileId, path: &Path) -> Res
             Err(unreadable) => note(unreadable),
         }
     }
-    let roots = [format!("/proc/{tgid}/root"), "/".to_owned()];
-    for root in &roots {
+    let of_process = |tgid: u32| format!("/proc/{tgid}/root");
+    let roots = [Some(of_process(tgid)), parent.map(of_process), Some("/".to_owned())];
+    for root in roots.iter().flatten() {
         let found = open_below(Path::new(root), path);
         match found.map_err(|errno| match errno {
             Errno::ENOENT | Errno::ESRCH | Errno::ENOTDIR => Unreadable::Gone,

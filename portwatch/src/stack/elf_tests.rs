@@ -11,6 +11,10 @@ use super::super::process_maps::ProcessMaps;
 use super::super::symbolize::SymbolTable;
 use super::*;
 
+fn whose(tgid: u32) -> Whose {
+    Whose { tgid, parent: None, generation: 1 }
+}
+
 /// A program that sleeps, under a path of its own.
 struct Sleeper {
     child: Child,
@@ -87,9 +91,9 @@ fn program_that_was_deleted_or_replaced_while_it_runs_is_read() {
         .find(|mapping| matches!(&mapping.backing, Backing::File { is_deleted: true, .. }))
         .unwrap();
     assert_eq!(*file_of(deleted).1, *sleeper.path, "the mark is not part of the path");
-    assert_eq!(modules().get(tgid, 1, deleted).unwrap().build_id, expected);
+    assert_eq!(modules().get(whose(tgid), deleted).unwrap().build_id, expected);
     fs::copy("/bin/cat", &sleeper.path).unwrap();
-    assert_eq!(modules().get(tgid, 1, deleted).unwrap().build_id, expected);
+    assert_eq!(modules().get(whose(tgid), deleted).unwrap().build_id, expected);
 }
 
 #[test]
@@ -100,13 +104,13 @@ fn another_file_at_the_path_is_not_taken_for_the_program() {
     // Gone, so that only the path is left.
     sleeper.child.kill().unwrap();
     sleeper.child.wait().unwrap();
-    assert_eq!(modules().get(tgid, 1, &mapping).unwrap().build_id, build_id_of(Path::new("/bin/sleep")));
+    assert_eq!(modules().get(whose(tgid), &mapping).unwrap().build_id, build_id_of(Path::new("/bin/sleep")));
     let other = sleeper.directory.path().join("other");
     fs::copy("/bin/cat", &other).unwrap();
     fs::rename(&other, &sleeper.path).unwrap();
-    assert_eq!(modules().get(tgid, 1, &mapping).unwrap_err(), Unreadable::Replaced);
+    assert_eq!(modules().get(whose(tgid), &mapping).unwrap_err(), Unreadable::Replaced);
     fs::remove_file(&sleeper.path).unwrap();
-    assert_eq!(modules().get(tgid, 1, &mapping).unwrap_err(), Unreadable::Gone);
+    assert_eq!(modules().get(whose(tgid), &mapping).unwrap_err(), Unreadable::Gone);
 }
 
 #[test]
@@ -118,13 +122,13 @@ fn only_regular_files_are_opened_and_nothing_blocks() {
     fs::remove_file(&sleeper.path).unwrap();
     // Opening a pipe that nobody writes to would never return.
     nix::unistd::mkfifo(&sleeper.path, nix::sys::stat::Mode::S_IRWXU).unwrap();
-    assert_eq!(elf_open::open(tgid, &mapping, id, &path).unwrap_err(), Unreadable::NotRegular);
+    assert_eq!(elf_open::open(tgid, None, &mapping, id, &path).unwrap_err(), Unreadable::NotRegular);
     fs::remove_file(&sleeper.path).unwrap();
     symlink("/dev/zero", &sleeper.path).unwrap();
-    assert_eq!(elf_open::open(tgid, &mapping, id, &path).unwrap_err(), Unreadable::NotRegular);
+    assert_eq!(elf_open::open(tgid, None, &mapping, id, &path).unwrap_err(), Unreadable::NotRegular);
     fs::remove_file(&sleeper.path).unwrap();
     fs::create_dir(&sleeper.path).unwrap();
-    assert_eq!(elf_open::open(tgid, &mapping, id, &path).unwrap_err(), Unreadable::NotRegular);
+    assert_eq!(elf_open::open(tgid, None, &mapping, id, &path).unwrap_err(), Unreadable::NotRegular);
     sleeper.child.kill().unwrap();
 }
 
@@ -174,9 +178,9 @@ fn program_of_another_mount_namespace_is_read_by_link_and_by_path() {
     };
     let (id, path) = file_of(&mapping);
     assert!(!path.exists(), "it must not be visible outside");
-    let by_link = modules().get(tgid, 1, &mapping).map(|module| module.build_id.clone());
-    let by_path =
-        elf_open::open(tgid, &without_link(&mapping), id, &path).map(|file| Module::copy(&file, 1).unwrap());
+    let by_link = modules().get(whose(tgid), &mapping).map(|module| module.build_id.clone());
+    let by_path = elf_open::open(tgid, None, &without_link(&mapping), id, &path)
+        .map(|file| Module::copy(&file, 1).unwrap());
     child.kill().unwrap();
     child.wait().unwrap();
     let expected = build_id_of(Path::new("/bin/sleep"));
@@ -224,7 +228,7 @@ fn full_table_drops_the_copy_that_was_not_used() {
     let mut modules = Modules::new(2, 1 << 30, Opener::default());
     let mut opened = 0;
     for mapping in &files {
-        opened += u64::from(modules.get(own, 1, mapping).is_ok());
+        opened += u64::from(modules.get(whose(own), mapping).is_ok());
         assert!(modules.by_file.len() <= 2);
     }
     assert!(opened > 2, "a test binary is linked with several libraries");
@@ -319,7 +323,7 @@ fn files_of_processes_that_are_gone_are_read_by_their_path() {
     };
     child.kill().unwrap();
     child.wait().unwrap();
-    let module = modules().get(tgid, 1, &mapping).unwrap();
+    let module = modules().get(whose(tgid), &mapping).unwrap();
     assert_eq!(module.build_id, build_id_of(Path::new("/bin/sleep")));
 }
 

@@ -17,9 +17,8 @@ use object::read::elf::ElfFile64;
 use object::{Object as _, ObjectSection as _};
 
 use super::mapping::Backing;
-use super::unwind::Outcome;
+use super::unwind::{Outcome, Why};
 use super::*;
-use crate::event::StackId;
 
 /// Enough for the deepest stack here.
 const COPY_BYTES: u64 = 256 << 10;

@@ -74,15 +74,18 @@ impl Mapping {
     }
 }
 
-/// Lays a mapping over those there are. Returns whether it took the place of other code, and whether there was no room.
-pub(super) fn overlay(mappings: &mut Vec<Mapping>, new: Mapping) -> (bool, bool) {
-    let mut is_replaced = false;
+/// Whether a mapping would take the place of other code.
+pub(super) fn replaces(mappings: &[Mapping], new: &Mapping) -> bool {
+    mappings.iter().any(|old| old.start < new.end && new.start < old.end && !is_same_code(old, new))
+}
+
+/// Lays a mapping over those there are. Returns whether there was no room.
+pub(super) fn overlay(mappings: &mut Vec<Mapping>, new: Mapping) -> bool {
     let mut kept = Vec::new();
     mappings.retain_mut(|old| {
         if old.end <= new.start || new.end <= old.start {
             return true;
         }
-        is_replaced |= !is_same_code(old, &new);
         // What sticks out on either side is still the former.
         if old.end > new.end {
             let cut = new.end - old.start;
@@ -97,7 +100,7 @@ pub(super) fn overlay(mappings: &mut Vec<Mapping>, new: Mapping) -> (bool, bool)
         mappings.push(new);
     }
     mappings.sort_unstable_by_key(|mapping| mapping.start);
-    (is_replaced, is_full)
+    is_full
 }
 
 /// Whether an address in both means the same code.

@@ -1,9 +1,10 @@
 //! Raw user stacks → frames with names, and the line of the application that asked for a port.
 //!
-//! [`Stacks`] is the door. Inside, in the order data flows: what code is mapped where ([`process_maps`], kept up to date by
-//! [`sideband`]), the program files behind it ([`elf`]), how their frames are walked ([`rows`], [`unwind`]), names of what is
-//! in them ([`symbolize`], `perf_map`), and which of the frames is the application's ([`call_site`], [`libraries`]). How
-//! addresses are taken from a live stack is the kernel side's business; so is which event a stack belongs to.
+//! [`Stacks`] is the door, and [`walks`] the half of it that runs ahead. Inside, in the order data flows: what code is
+//! mapped where ([`process_maps`], kept up to date by [`sideband`]), the program files behind it ([`elf`]), how their frames
+//! are walked ([`rows`], [`unwind`]), names of what is in them ([`symbolize`], `perf_map`), and which of the frames is the
+//! application's ([`call_site`], [`libraries`]). How addresses are taken from a live stack is the kernel side's business; so
+//! is which event a stack belongs to.
 
 pub mod call_site;
 mod debug_file;
@@ -23,23 +24,25 @@ pub mod sideband;
 pub mod start_time;
 pub mod symbolize;
 pub mod unwind;
+pub mod walks;
 
 use std::fmt::Write as _;
 use std::path::Path;
+use std::sync::Arc;
 
-use crate::event::RawStack;
+use portwatch_common::wire::stack_id_mix;
+
+use crate::event::{RawSnapshot, RawStack, StackId};
 use crate::output::{Frame, FrameKind, Stack};
 
 use call_site::{Libraries, PlacedFrame};
-use elf::{Modules, Unreadable};
+use elf::{Module, Unreadable};
 use mapping::{Backing, Mapping};
-use opener::Opener;
 use perf_map::PerfMaps;
-use process_maps::{ProcessMaps, Space};
-use rows::{Row, Rows};
-use sideband::Sideband;
+use rows::Row;
 use symbolize::{Symbol, SymbolTable};
-use unwind::{Position, Registers, StackBytes, Unwound, Why};
+use unwind::{Registers, StackBytes, Unwound};
+use walks::{Place, Walks};
 
 /// Address spaces kept: as many as a busy host has processes, at about 10 kB each.
 const PROCESSES_MAX: usize = 8192;
@@ -74,6 +77,21 @@ pub struct Snapshot<'s> {
     pub prefix: &'s [u64],
 }
 
+impl<'s> Snapshot<'s> {
+    /// As the kernel side sent it at `mono_ns`.
+    pub fn new(raw: &'s RawSnapshot, mono_ns: u64) -> Snapshot<'s> {
+        Snapshot {
+            tgid: raw.tgid,
+            start_boot_ns: raw.start_boot_ns,
+            mono_ns,
+            registers: Registers { ip: raw.ip, sp: raw.sp, bp: raw.bp },
+            stack: StackBytes { start: raw.sp, bytes: &raw.bytes, valid: raw.pages_valid.into() },
+            // The last address is the registers' own.
+            prefix: raw.addresses.split_last().map_or(&[], |(_, before)| before),
+        }
+    }
+}
+
 /// Whether a stack reaches from the system call to the start of its thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Completeness {
@@ -90,6 +108,8 @@ pub struct Resolved {
     /// `function (file:line)`, `function+0x… (module)` or `module+0x…`; untrusted text, like all names.
     pub call_site: Option<String>,
     pub completeness: Completeness,
+    /// It ends early because code on the way had just been replaced.
+    pub is_cut: bool,
 }
 
 /// What was refused or given up, for the summary.
@@ -105,11 +125,7 @@ pub struct Counters {
 
 /// Reads stacks. Not `Send`: make it in the thread that uses it.
 pub struct Stacks {
-    maps: ProcessMaps,
-    sideband: Option<Sideband>,
-    note: Option<String>,
-    modules: Modules,
-    rows: Rows,
+    walks: Walks,
     symbols: SymbolTable,
     perf_maps: PerfMaps,
     libraries: Libraries,
@@ -117,103 +133,89 @@ pub struct Stacks {
 
 impl Stacks {
     pub fn new(options: Options) -> Stacks {
-        let opener = Opener::default();
-        let mut maps = ProcessMaps::new(PROCESSES_MAX, opener.clone());
-        let opened = options.sideband.then(Sideband::open);
-        let (sideband, note) = match opened {
-            None => (None, None),
-            Some(Ok(sideband)) => (Some(sideband), None),
-            Some(Err(error)) => {
-                let note = format!("processes that end at once have no call sites: {error:#}");
-                (None, Some(note))
-            }
-        };
-        maps.set_followed(sideband.is_some());
+        let walks = Walks::new(options.sideband);
+        Stacks::with(walks, options.library_patterns)
+    }
+
+    /// Shares what is known of processes with whoever else has `walks`.
+    pub fn with(walks: Walks, library_patterns: Vec<String>) -> Stacks {
         Stacks {
-            maps,
-            sideband,
-            note,
-            modules: Modules::new(MODULES_MAX, MODULE_BYTES_MAX, opener.clone()),
-            rows: Rows::default(),
-            symbols: SymbolTable::new(SYMBOLS_MAX, opener.clone()),
-            perf_maps: PerfMaps::new(opener),
-            libraries: Libraries::new(options.library_patterns),
+            symbols: SymbolTable::new(SYMBOLS_MAX, walks.opener()),
+            perf_maps: PerfMaps::new(walks.opener()),
+            libraries: Libraries::new(library_patterns),
+            walks,
         }
     }
 
     /// What the user should know of how well processes can be followed; `None` when all is well.
     pub fn note(&self) -> Option<&str> {
-        self.note.as_deref()
+        self.walks.note()
     }
 
     /// The program that a process ran at `mono_ns`, also when it is gone: as its path was at exec.
     pub fn program(&self, tgid: u32, start_boot_ns: u64, mono_ns: u64) -> Option<String> {
-        self.maps.program(tgid, start_boot_ns, mono_ns).map(elf::shown)
+        self.walks.program(tgid, start_boot_ns, mono_ns)
     }
 
     /// The process that made a process, also when both are gone.
     pub fn parent(&self, tgid: u32) -> Option<u32> {
-        self.maps.parent(tgid)
+        self.walks.parent(tgid)
     }
 
     /// What was refused or given up so far.
     pub fn counters(&self) -> Counters {
-        Counters {
-            maps: self.maps.counters(),
-            records: self.sideband.as_ref().map(Sideband::counters).unwrap_or_default(),
-            modules: self.modules.counters(),
-            symbols: self.symbols.counters(),
-            tables_malformed: self.rows.malformed(),
-        }
+        let walks::Counters { maps, records, modules, tables_malformed } = self.walks.counters();
+        Counters { maps, records, modules, tables_malformed, symbols: self.symbols.counters() }
     }
 
-    /// Takes in what the kernel told of mappings until now. To be called with the events of a batch in hand and before
-    /// any of them is resolved, so that whatever was mapped when they happened is known.
-    ///
-    /// Gives back the processes whose rows are no longer those that were taught: other code stands in their place.
+    /// As [`Walks::drain_sideband`].
     pub fn drain_sideband(&mut self) -> Vec<u32> {
-        if let Some(sideband) = &mut self.sideband {
-            sideband.drain(&mut self.maps);
-        }
-        self.maps.take_replaced()
+        self.walks.drain_sideband()
+    }
+
+    /// As [`Walks::expire`].
+    pub fn expire(&self, mono_ns: u64) {
+        self.walks.expire(mono_ns);
+    }
+
+    /// As [`Walks::unwind`].
+    pub fn unwind_snapshot(&mut self, snapshot: &Snapshot<'_>) -> Unwound {
+        self.walks.unwind(snapshot)
+    }
+
+    /// What a stack that was taken before is at `mono_ns`, if code of its process was replaced meanwhile and the kernel
+    /// side, which names it by its addresses alone, could not know yet.
+    pub fn revised(&self, raw: &RawStack, taken_mono_ns: u64, mono_ns: u64) -> Option<RawStack> {
+        let generation = self.walks.changed_between(raw.tgid, raw.start_boot_ns, taken_mono_ns, mono_ns)?;
+        Some(RawStack { id: StackId(stack_id_mix(raw.id.0, generation) | 1), ..raw.clone() })
+    }
+
+    /// As [`Walks::is_being_replaced`].
+    pub fn is_being_replaced(&self, tgid: u32, mono_ns: u64) -> bool {
+        self.walks.is_being_replaced(tgid, mono_ns)
     }
 
     /// Names the frames of a stack that was taken at `mono_ns`. `start_boot_ns` is the start of its process,
-    /// `CLOCK_BOOTTIME`, 0 when not known. Call [`Stacks::drain_sideband`] after the stack was received and before this.
+    /// `CLOCK_BOOTTIME`, 0 when not known. The side-band must have been drained after the stack was received.
     ///
     /// What cannot be known is in the frame as its reason; there is no error.
     pub fn resolve_at(&mut self, raw: &RawStack, start_boot_ns: u64, mono_ns: u64) -> Resolved {
-        let mut frames = Vec::with_capacity(raw.addresses.len());
-        let mut space = self.maps.find(raw.tgid, start_boot_ns, mono_ns);
-        let is_unmapped = |space: &Space| {
-            raw.addresses.iter().any(|&address| space.find(address.saturating_sub(1)).is_none())
-        };
-        if space.as_ref().is_ok_and(is_unmapped) {
-            space = self.maps.refresh(raw.tgid, start_boot_ns, mono_ns);
-        }
-        let mut position = Position::After;
-        let mut has_start = false;
-        for &address in &raw.addresses {
-            // The saved address is that of the instruction after the call, which may be another line or function.
-            let call = position.row_address(address);
-            position = Position::After;
-            match &space {
-                Ok(space) => match space.find(call) {
-                    Some(mapping) => {
-                        let row = row_at(&mut self.modules, &mut self.rows, raw.tgid, space, call);
-                        match row {
-                            Ok(Row { kind: Row::SIGNAL, .. }) => position = Position::At,
-                            Ok(Row { kind: Row::END, .. }) => has_start = true,
-                            _ => {}
-                        }
-                        self.name(&mut frames, raw.tgid, start_boot_ns, space.generation, mapping, call);
-                    }
-                    None => frames.push(unknown("the address is in no executable mapping".to_owned())),
-                },
-                Err(missing) => frames.push(unknown(missing.to_string())),
+        let reliable = self.walks.reliable(raw.tgid, start_boot_ns, mono_ns, &raw.addresses);
+        let addresses = &raw.addresses[..reliable];
+        let placed = self.walks.place(raw.tgid, start_boot_ns, mono_ns, addresses);
+        let has_start = placed.iter().any(|placed| placed.row.is_some_and(|row| row.kind == Row::END));
+        let mut frames = Vec::with_capacity(placed.len());
+        for placed in placed {
+            match placed.place {
+                Place::Code { mapping, module } => {
+                    self.name(&mut frames, raw.tgid, &mapping, module, placed.call);
+                }
+                Place::Anonymous => frames.push(self.jit(raw.tgid, start_boot_ns, placed.call)),
+                Place::Nowhere => frames.push(unknown("the address is in no executable mapping".to_owned())),
+                Place::Missing(missing) => frames.push(unknown(missing.to_string())),
             }
         }
-        self.forget_dropped();
+        self.symbols.forget(&self.walks.take_dropped());
         let call_site = self.libraries.call_site(&frames);
         let completeness = match frames.last() {
             None => Completeness::None,
@@ -221,46 +223,8 @@ impl Stacks {
             Some(_) => Completeness::Partial,
         };
         let frames = frames.into_iter().map(|placed| placed.frame).collect();
-        Resolved { stack: Stack { id: raw.id, frames }, call_site, completeness }
-    }
-
-    /// Walks a stack that the kernel side could not walk to its end, and gives back the rows that it lacked.
-    ///
-    /// `registers` and the copy are those at the point that it reached, after the addresses `prefix`.
-    pub fn unwind_snapshot(&mut self, snapshot: &Snapshot<'_>) -> Unwound {
-        let Snapshot { tgid, start_boot_ns, mono_ns, registers, stack, prefix } = snapshot;
-        let mut space = self.maps.find(*tgid, *start_boot_ns, *mono_ns);
-        let mut is_fresh = false;
-        let Stacks { maps, modules, rows, .. } = self;
-        let mut row = |ip: u64, position: Position| {
-            let address = position.row_address(ip);
-            let known = match &space {
-                Ok(space) => space.find(address).is_some(),
-                Err(missing) => return Err(Why::Unknown(missing.to_string())),
-            };
-            if !known && !is_fresh {
-                is_fresh = true;
-                space = maps.refresh(*tgid, *start_boot_ns, *mono_ns);
-            }
-            let space = space.as_ref().map_err(|missing| Why::Unknown(missing.to_string()))?;
-            row_at(modules, rows, *tgid, space, address)
-        };
-        let position = match prefix.last() {
-            None => Position::At,
-            Some(&last) => match row(last, Position::After) {
-                Ok(Row { kind: Row::SIGNAL, .. }) => Position::At,
-                _ => Position::After,
-            },
-        };
-        let unwound = unwind::walk(*registers, position, stack, prefix, row);
-        self.forget_dropped();
-        unwound
-    }
-
-    fn forget_dropped(&mut self) {
-        let dropped = self.modules.take_dropped();
-        self.symbols.forget(&dropped);
-        self.rows.forget(&dropped);
+        let is_cut = reliable < raw.addresses.len();
+        Resolved { stack: Stack { id: raw.id, frames }, call_site, completeness, is_cut }
     }
 
     /// Adds the frames at address `call`, several when functions were inlined there.
@@ -268,21 +232,16 @@ impl Stacks {
         &mut self,
         frames: &mut Vec<PlacedFrame>,
         tgid: u32,
-        start_boot_ns: u64,
-        generation: u64,
         mapping: &Mapping,
+        module: Result<Arc<Module>, Unreadable>,
         call: u64,
     ) {
         let path = match &mapping.backing {
             Backing::File { path, .. } => path,
-            Backing::Vdso => Path::new("[vdso]"),
-            Backing::Anonymous(_) => {
-                frames.push(self.jit(tgid, start_boot_ns, call));
-                return;
-            }
+            Backing::Vdso | Backing::Anonymous(_) => Path::new("[vdso]"),
         };
         let module_path = Some(elf::shown(path));
-        let module = match self.modules.get(tgid, generation, mapping) {
+        let module = match module {
             Ok(module) => module,
             Err(unreadable) => {
                 // The file offset is all there is; as an address it would mislead.
@@ -332,26 +291,6 @@ impl Stacks {
     }
 }
 
-/// The row for the instruction at `address` of a process.
-fn row_at(
-    modules: &mut Modules,
-    rows: &mut Rows,
-    tgid: u32,
-    space: &Space,
-    address: u64,
-) -> Result<Row, Why> {
-    let mapping = space.find(address).ok_or(Why::NotCode)?;
-    let module = match modules.get(tgid, space.generation, mapping) {
-        Ok(module) => module,
-        Err(Unreadable::Anonymous) => return Ok(Rows::anonymous()),
-        Err(unreadable) => return Err(Why::Unknown(unreadable.to_string())),
-    };
-    match module.address_in(mapping, address) {
-        Some(address) => Ok(rows.at(&module, address)),
-        None => Err(Why::NotCode),
-    }
-}
-
 fn placed(symbol: Symbol, base: Frame) -> PlacedFrame {
     let Symbol { function, function_offset, file, line, is_inlined, reason } = symbol;
     PlacedFrame { frame: Frame { function, file, line, is_inlined, reason, ..base }, function_offset }
@@ -386,7 +325,6 @@ mod live_tests;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::StackId;
 
     fn raw(tgid: u32, addresses: Vec<u64>) -> RawStack {
         RawStack { id: StackId(7), tgid, start_boot_ns: 0, addresses }

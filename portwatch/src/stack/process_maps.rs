@@ -10,8 +10,10 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
-use super::mapping::{Backing, Mapping, is_extension, overlay, parse, tidy};
+use super::elf::Whose;
+use super::mapping::{Backing, Mapping, is_extension, overlay, parse, replaces, tidy};
 use super::opener::Opener;
 use super::start_time;
 use crate::aggregate::recent::Recent;
@@ -23,8 +25,12 @@ const MAPS_BYTES_MAX: u64 = 16 << 20;
 /// fork record is made a little after the start time was taken.
 const START_SLACK_NS: u64 = 1_000_000_000;
 
+/// Former states of the address spaces of one process that are kept: one that replaces its code all the time must not
+/// push out everybody else's.
+pub(super) const FORMERS_MAX: usize = 64;
+
 /// How long the mappings of a process that exited stay, for events that are still in a queue.
-const KEEP_AFTER_EXIT_NS: u64 = 10_000_000_000;
+pub(super) const KEEP_AFTER_EXIT_NS: u64 = 10_000_000_000;
 
 /// One generation of a process's address space: it lasts until exec, and changes its number when a mapping is
 /// replaced by another file's.
@@ -40,10 +46,14 @@ pub struct Space {
     start_boot_ns: Option<u64>,
     /// When this program began to run, `CLOCK_MONOTONIC`; 0 when it was there before anybody looked.
     since_mono_ns: u64,
+    /// What was there before `since_mono_ns` is forgotten.
+    is_cut: bool,
     /// When the process ended or replaced its program.
     until_mono_ns: Option<u64>,
     /// Value of the use counter when it was last asked for.
     used: u64,
+    /// The process that made it, where that was followed: it may have the same files in reach for longer.
+    parent: Option<u32>,
     /// The program itself, where its exec was followed: the first file whose code was mapped.
     program: Option<Arc<Path>>,
 }
@@ -56,10 +66,17 @@ impl Space {
             is_complete: false,
             start_boot_ns,
             since_mono_ns,
+            is_cut: false,
             until_mono_ns: None,
             used,
+            parent: None,
             program: None,
         }
+    }
+
+    /// To find its files.
+    pub fn whose(&self, tgid: u32) -> Whose {
+        Whose { tgid, parent: self.parent, generation: self.generation }
     }
 
     /// The mapping that holds `address`.
@@ -81,6 +98,8 @@ pub enum Missing {
     Gone,
     /// Its number is another process's now.
     Reused,
+    /// Its code was replaced more often since then than is remembered.
+    Forgotten,
     NotPermitted,
     Stalled,
 }
@@ -90,6 +109,7 @@ impl fmt::Display for Missing {
         f.write_str(match self {
             Missing::Gone => "the process ended before its mappings were read",
             Missing::Reused => "the process ended and its number was used again",
+            Missing::Forgotten => "the code of the process was replaced too often meanwhile",
             Missing::NotPermitted => "the mappings of the process may not be read",
             Missing::Stalled => "reading the mappings of the process took too long",
         })
@@ -121,7 +141,7 @@ pub struct ProcessMaps {
     /// Records keep what is known up to date. Without, `/proc` is read anew for every stack.
     is_followed: bool,
     /// Processes in which other code came to stand where code was.
-    replaced: Vec<u32>,
+    replaced: Vec<(u32, u64)>,
     /// Who made whom: a wrapper is gone before anybody could ask.
     parents: Recent<u32, u32>,
     opener: Opener,
@@ -175,6 +195,9 @@ impl ProcessMaps {
         let is_followed = self.is_followed;
         let known = self.position(tgid, start_boot_ns, mono_ns);
         if let Some(space) = self.slot(tgid, known) {
+            if space.is_cut && mono_ns < space.since_mono_ns {
+                return Err(Missing::Forgotten);
+            }
             space.used = uses;
             if space.until_mono_ns.is_some() || (is_followed && space.is_complete) {
                 return Ok(space.clone());
@@ -205,6 +228,20 @@ impl ProcessMaps {
                 let known = self.slot(tgid, known).filter(|space| !space.mappings.is_empty());
                 known.map(|space| space.clone()).ok_or(missing)
             }
+        }
+    }
+
+    /// Reads the mappings of all processes that there are, until `deadline`: one that was there before the records began
+    /// may end as soon as it has connected, or make children that do.
+    pub fn read_all(&mut self, deadline: Instant) {
+        let Ok(entries) = fs::read_dir("/proc") else { return };
+        let processes = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        for tgid in processes.take(self.capacity / 2) {
+            if Instant::now() >= deadline {
+                break;
+            }
+            // Gone since, at worst.
+            let _ = self.look_up(tgid, 0, u64::MAX);
         }
     }
 
@@ -246,25 +283,27 @@ impl ProcessMaps {
                 mappings: from.mappings,
                 program: from.program,
                 is_complete: from.is_complete,
+                parent: Some(parent),
                 ..new
             },
-            None => Space { generation: self.next_generation(), ..new },
+            None => Space { generation: self.next_generation(), parent: Some(parent), ..new },
         };
         self.insert(tgid, space);
     }
 
     /// A process replaced its program: whatever is mapped from now on will be told by records.
     pub(super) fn executed(&mut self, tgid: u32, mono_ns: u64) {
-        let start_boot_ns =
-            self.spaces.get(&tgid).and_then(|spaces| spaces.last()).and_then(|s| s.start_boot_ns);
+        let former = self.spaces.get(&tgid).and_then(|spaces| spaces.last());
+        let (start_boot_ns, parent) =
+            former.map_or((None, None), |space| (space.start_boot_ns, space.parent));
         self.exited(tgid, mono_ns);
         let generation = self.next_generation();
         let new = Space::new(generation, start_boot_ns, mono_ns, self.uses);
-        self.insert(tgid, Space { is_complete: true, ..new });
+        self.insert(tgid, Space { is_complete: true, parent, ..new });
     }
 
-    /// Code was mapped.
-    pub(super) fn mapped(&mut self, tgid: u32, mapping: Mapping) {
+    /// Code was mapped. Stacks from before `mono_ns` still mean what stood there before.
+    pub(super) fn mapped(&mut self, tgid: u32, mapping: Mapping, mono_ns: u64) {
         if self.current(tgid).is_none() {
             // Known from this on, the rest is read when it is asked for.
             let space = Space::new(self.next_generation(), None, 0, self.uses);
@@ -277,17 +316,36 @@ impl ProcessMaps {
         {
             space.program = Some(Arc::clone(path));
         }
-        let (is_replaced, is_dropped) = overlay(Arc::make_mut(&mut space.mappings), mapping);
-        if is_replaced {
-            space.generation = generation;
-            self.generation = generation;
-            self.replaced.push(tgid);
-        }
+        let former = replaces(&space.mappings, &mapping).then(|| space.clone());
+        let is_dropped = overlay(Arc::make_mut(&mut space.mappings), mapping);
         self.counters.mappings_dropped += u64::from(is_dropped);
+        if let Some(former) = former {
+            (space.generation, space.since_mono_ns) = (generation, mono_ns);
+            self.generation = generation;
+            self.replaced.push((tgid, mono_ns));
+            self.keep_former(tgid, Space { until_mono_ns: Some(mono_ns), ..former });
+        }
     }
 
-    /// Processes in which, since the last time this was asked, other code came to stand where code was.
-    pub fn take_replaced(&mut self) -> Vec<u32> {
+    /// Keeps what an address space was before code in it was replaced, for stacks that are still in a queue.
+    fn keep_former(&mut self, tgid: u32, former: Space) {
+        let ended = former.until_mono_ns.unwrap_or(0);
+        let Some(spaces) = self.spaces.get_mut(&tgid) else { return };
+        if spaces.len() > FORMERS_MAX {
+            spaces.remove(0);
+            spaces[0].is_cut = true;
+            self.count -= 1;
+        }
+        spaces.insert(spaces.len() - 1, former);
+        self.count += 1;
+        self.exits.push_back((ended, tgid));
+        if self.count > self.capacity {
+            self.evict();
+        }
+    }
+
+    /// Processes in which, since the last time this was asked, other code came to stand where code was, and when.
+    pub fn take_replaced(&mut self) -> Vec<(u32, u64)> {
         std::mem::take(&mut self.replaced)
     }
 

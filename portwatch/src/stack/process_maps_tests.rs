@@ -45,14 +45,14 @@ fn lines_of_proc_maps_are_read_and_all_others_skipped() {
 fn code_of_another_file_at_the_same_place_is_another_generation() {
     let mut maps = maps(16);
     maps.executed(NOBODY, 1);
-    maps.mapped(NOBODY, mapping(0x1000, 0x5000, 0, 1));
+    maps.mapped(NOBODY, mapping(0x1000, 0x5000, 0, 1), 2);
     let first = maps.find(NOBODY, 0, u64::MAX).unwrap();
     // The same again, as after mprotect.
-    maps.mapped(NOBODY, mapping(0x2000, 0x3000, 0x1000, 1));
+    maps.mapped(NOBODY, mapping(0x2000, 0x3000, 0x1000, 1), 2);
     let same = maps.find(NOBODY, 0, u64::MAX).unwrap();
     assert_eq!(same.generation, first.generation);
     // dlclose, then another library there.
-    maps.mapped(NOBODY, mapping(0x2000, 0x3000, 0, 2));
+    maps.mapped(NOBODY, mapping(0x2000, 0x3000, 0, 2), 500);
     let other = maps.find(NOBODY, 0, u64::MAX).unwrap();
     assert_ne!(other.generation, first.generation);
     let inode_at = |address| match other.find(address).map(|mapping| &mapping.backing) {
@@ -63,8 +63,14 @@ fn code_of_another_file_at_the_same_place_is_another_generation() {
     let found = [0xfff, 0x1000, 0x1fff, 0x2000, 0x2fff, 0x3000, 0x4fff, 0x5000].map(inode_at);
     assert_eq!(found, [None, Some(1), Some(1), Some(2), Some(2), Some(1), Some(1), None]);
     assert_eq!(other.find(0x3000).map(|mapping| mapping.offset), Some(0x2000));
+    // A stack from before is still read as what it was taken from, for a while.
+    let before = maps.find(NOBODY, 0, 499).unwrap();
+    assert_eq!((before.generation, before.mappings()), (same.generation, same.mappings()));
+    maps.expire(500 + KEEP_AFTER_EXIT_NS);
+    assert_eq!(maps.find(NOBODY, 0, 499).unwrap().generation, other.generation);
+    assert_eq!(maps.take_replaced(), [(NOBODY, 500)]);
     // Something elsewhere changes nothing for what was learned.
-    maps.mapped(NOBODY, mapping(0x9000, 0xa000, 0, 3));
+    maps.mapped(NOBODY, mapping(0x9000, 0xa000, 0, 3), 2);
     assert_eq!(maps.find(NOBODY, 0, u64::MAX).unwrap().generation, other.generation);
 }
 
@@ -74,7 +80,7 @@ fn reused_number_is_another_process() {
     let mut maps = maps(16);
     for (start, inode) in [(5 * second, 1), (50 * second, 2)] {
         maps.forked(NOBODY, NOBODY + 1, start, start);
-        maps.mapped(NOBODY, mapping(0x1000, 0x2000, 0, inode));
+        maps.mapped(NOBODY, mapping(0x1000, 0x2000, 0, inode), 2);
         maps.exited(NOBODY, start + second);
     }
     for (start, inode) in [(5 * second, 1), (50 * second + 7_000_000, 2)] {
@@ -91,7 +97,7 @@ fn reused_number_is_another_process() {
 fn what_ended_is_kept_for_ten_seconds() {
     let mut maps = maps(16);
     maps.executed(NOBODY, 1);
-    maps.mapped(NOBODY, mapping(0x1000, 0x2000, 0, 1));
+    maps.mapped(NOBODY, mapping(0x1000, 0x2000, 0, 1), 2);
     maps.exited(NOBODY, 100);
     maps.expire(100 + KEEP_AFTER_EXIT_NS - 1);
     assert!(maps.find(NOBODY, 0, u64::MAX).is_ok());
@@ -105,7 +111,7 @@ fn full_table_forgets_what_was_not_asked_for() {
     let mut maps = maps(64);
     for at in 0..1000 {
         maps.executed(NOBODY + at, 1);
-        maps.mapped(NOBODY + at, mapping(0x1000, 0x2000, 0, 1));
+        maps.mapped(NOBODY + at, mapping(0x1000, 0x2000, 0, 1), 2);
         // The first is in use all the time.
         maps.find(NOBODY, 0, u64::MAX).unwrap();
         assert!(maps.count <= 64);
@@ -120,8 +126,55 @@ fn process_with_too_many_mappings_is_cut_and_counted() {
     maps.executed(NOBODY, 1);
     // Laid on top of each other from above, so that each stays in part.
     for at in 0..MAPPINGS_MAX as u64 + 10 {
-        maps.mapped(NOBODY, mapping(0x1000 * (2 * at + 1), 0x1000 * (2 * at + 2), 0, 1));
+        maps.mapped(NOBODY, mapping(0x1000 * (2 * at + 1), 0x1000 * (2 * at + 2), 0, 1), 2);
     }
     assert_eq!(maps.find(NOBODY, 0, u64::MAX).unwrap().mappings().len(), MAPPINGS_MAX);
     assert_eq!(maps.counters().mappings_dropped, 10);
+}
+
+#[test]
+fn code_compiled_at_run_time_gives_way_to_a_file_and_the_other_way_round() {
+    let mut maps = maps(16);
+    maps.executed(NOBODY, 1);
+    let anonymous =
+        |start, end| Mapping { start, end, offset: start, backing: Backing::Anonymous("".into()) };
+    maps.mapped(NOBODY, anonymous(0x1000, 0x4000), 2);
+    let mut generations = vec![maps.find(NOBODY, 0, u64::MAX).unwrap().generation];
+    let mut step = |maps: &mut ProcessMaps, new: Mapping, time| {
+        maps.mapped(NOBODY, new, time);
+        generations.push(maps.find(NOBODY, 0, u64::MAX).unwrap().generation);
+        (maps.take_replaced().len(), generations.iter().collect::<std::collections::HashSet<_>>().len())
+    };
+    // A compiler that makes its pages writable and executable again, all the time.
+    assert_eq!(step(&mut maps, anonymous(0x2000, 0x3000), 3), (0, 1));
+    // It was unmapped, which nobody tells; the library that stands there now says so.
+    assert_eq!(step(&mut maps, mapping(0x2000, 0x3000, 0, 1), 4), (1, 2));
+    let now = maps.find(NOBODY, 0, u64::MAX).unwrap();
+    assert!(matches!(now.find(0x2000).unwrap().backing, Backing::File { .. }));
+    assert_eq!(step(&mut maps, anonymous(0x2000, 0x3000), 5), (1, 3));
+    let was = maps.find(NOBODY, 0, 4).unwrap();
+    assert!(matches!(was.find(0x2000).unwrap().backing, Backing::File { .. }));
+}
+
+#[test]
+fn process_that_replaces_its_code_all_the_time_is_bounded() {
+    let mut maps = maps(256);
+    maps.executed(NOBODY + 1, 1);
+    maps.executed(NOBODY, 1);
+    for at in 0..1000 {
+        maps.mapped(NOBODY, mapping(0x1000, 0x2000, 0, at), at + 2);
+        assert_eq!(maps.count, maps.spaces.values().map(Vec::len).sum::<usize>());
+        assert!(maps.count <= FORMERS_MAX + 3);
+    }
+    assert_eq!(maps.counters().evicted, 0);
+    // What is still remembered is right, and what is not says so.
+    let inode = |maps: &mut ProcessMaps, time| {
+        let space = maps.find(NOBODY, 0, time)?;
+        match &space.find(0x1000).unwrap().backing {
+            Backing::File { id, .. } => Ok(id.inode),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(inode(&mut maps, 990), Ok(988));
+    assert_eq!(inode(&mut maps, 500), Err(Missing::Forgotten));
 }

@@ -115,7 +115,7 @@ impl Sideband {
         let mut lost = 0;
         for (time, record) in self.pending.drain(..ready) {
             match record {
-                Record::Mapped { tgid, mapping } => maps.mapped(tgid, mapping),
+                Record::Mapped { tgid, mapping } => maps.mapped(tgid, mapping, time),
                 Record::Executed { tgid } => maps.executed(tgid, time),
                 Record::Forked { tgid, parent } => maps.forked(tgid, parent, time + boot_ahead_ns, time),
                 Record::Exited { tgid } => maps.exited(tgid, time),
@@ -126,7 +126,6 @@ impl Sideband {
             self.counters.lost += lost;
             maps.distrust();
         }
-        maps.expire(now_mono_ns);
         self.follow_new_cpus(now_mono_ns, maps);
     }
 

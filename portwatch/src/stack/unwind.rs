@@ -62,6 +62,8 @@ pub enum Why {
     /// The unwind table says what cannot be followed, or is malformed.
     Unsupported,
     TooDeep,
+    /// The kernel side walked by rows of code that had just been replaced.
+    Replaced,
     /// The mappings or the program file could not be had; text says why.
     Unknown(String),
 }
@@ -73,6 +75,7 @@ impl fmt::Display for Why {
             Why::NotCode => "a return address is not in code",
             Why::NoProgress => "the stack leads back into itself",
             Why::Unsupported => "the unwind table cannot be followed",
+            Why::Replaced => "the code was just replaced by other code",
             Why::TooDeep => "the stack has too many frames",
             Why::Unknown(why) => why,
         })

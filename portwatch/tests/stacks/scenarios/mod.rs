@@ -1,0 +1,24 @@
+//! What is played.
+
+mod exits;
+mod generations;
+mod paths;
+
+use crate::Stopped;
+use crate::stage::Stage;
+
+pub struct Scenario {
+    pub name: &'static str,
+    pub play: fn(&Stage) -> Result<(), Stopped>,
+}
+
+pub const ALL: &[Scenario] = &[
+    Scenario { name: "known_paths", play: paths::known },
+    Scenario { name: "connect_and_exit", play: exits::connect_and_exit },
+    Scenario { name: "dlopen_at_the_same_address", play: generations::dlopen_at_the_same_address },
+    Scenario { name: "exec", play: generations::exec },
+    Scenario { name: "fork_without_exec", play: generations::fork_without_exec },
+    Scenario { name: "program_replaced_on_disk", play: generations::replaced_on_disk },
+    Scenario { name: "program_deleted", play: generations::deleted },
+    Scenario { name: "container", play: generations::container },
+];
