@@ -2,7 +2,8 @@
 //!
 //! Each test has a network namespace and a directory of its own, programs of its own ([`compile`]), and one `portwatch
 //! record`. A program tells by the port that it connects to which path led there; [`log`] has what portwatch made of
-//! it, and [`counters`] what its kernel side counted on the way. Starting tracers is the kernel tests', staging the
+//! it, and [`counters`] what its kernel side counted on the way. Other people's programs are walked twice over the same
+//! bytes ([`tap`]), by portwatch and by an [`oracle`]. Starting tracers is the kernel tests', staging the
 //! clients' tests'.
 //!
 //! Environment, beside `PORTWATCH_BIN`, `PORTWATCH_RUNGS` (`tracepoint` unless told) and `PORTWATCH_LOGS` of the kernel
@@ -18,6 +19,7 @@ mod log;
 #[allow(dead_code, reason = "the kernel tests need the rest")]
 #[path = "../kernel/namespace.rs"]
 mod namespace;
+mod oracle;
 mod scenarios;
 #[allow(dead_code, reason = "the kernel tests need the rest")]
 #[path = "../kernel/sockets.rs"]
@@ -25,6 +27,7 @@ mod sockets;
 #[allow(dead_code, reason = "the clients' tests need the rest")]
 #[path = "../clients/stage.rs"]
 mod stage;
+mod tap;
 #[allow(dead_code, reason = "the kernel tests need the rest")]
 #[path = "../kernel/tracer.rs"]
 mod tracer;
@@ -35,6 +38,8 @@ mod truth;
 #[path = "../kernel/wait.rs"]
 mod wait;
 
+use std::io::Read;
+use std::net::{Ipv4Addr, TcpStream};
 use std::process::ExitCode;
 use std::sync::Mutex;
 
@@ -43,7 +48,16 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use scenarios::Scenario;
 use stage::Stage;
 
+/// First argument that makes this program a client in Rust: of the port behind it.
+pub const DIAL: &str = "--dial";
+
 fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().collect();
+    if let [_, word, port] = &words[..]
+        && word == DIAL
+    {
+        return dial(port.parse().expect("a port"));
+    }
     let args = Arguments::from_args();
     let rungs = std::env::var("PORTWATCH_RUNGS").unwrap_or_else(|_| "tracepoint".to_owned());
     let trials = rungs.split(',').flat_map(|rung| {
@@ -55,6 +69,12 @@ fn main() -> ExitCode {
         println!("SKIP {skipped}");
     }
     conclusion.exit_code()
+}
+
+fn dial(port: u16) -> ExitCode {
+    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port));
+    let answer = stream.and_then(|mut stream| stream.read(&mut [0]));
+    if answer.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Why a test did not pass.

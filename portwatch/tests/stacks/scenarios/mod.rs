@@ -3,6 +3,7 @@
 mod exits;
 mod generations;
 mod paths;
+mod unwinders;
 
 use crate::Stopped;
 use crate::stage::Stage;
@@ -21,4 +22,5 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "program_replaced_on_disk", play: generations::replaced_on_disk },
     Scenario { name: "program_deleted", play: generations::deleted },
     Scenario { name: "container", play: generations::container },
+    Scenario { name: "same_as_framehop", play: unwinders::framehop },
 ];
