@@ -107,8 +107,21 @@ impl Module {
             copied_bytes,
             stamp: Stamp { size: metadata.len(), changed: (metadata.ctime(), metadata.ctime_nsec()) },
         };
-        module.build_id = elf_copy::build_id(&module);
+        module.build_id = elf_copy::build_id(&module.layout, |offset, bytes| module.bytes(offset, bytes));
         Ok(module)
+    }
+
+    /// The build id of a program file in hexadecimal, and whether it has debug information; nothing is copied.
+    pub fn identify(file: &File) -> Option<(String, bool)> {
+        let bytes = file.metadata().ok()?.len();
+        let layout = elf_copy::layout(file, bytes).ok()?;
+        let read = |offset: u64, length: u64| {
+            let mut bytes = vec![0; usize::try_from(length).ok()?];
+            file.read_exact_at(&mut bytes, offset).ok().map(|()| bytes)
+        };
+        let id = elf_copy::build_id(&layout, read)?;
+        let has_debug = layout.sections.iter().any(|section| section.name == ".debug_info");
+        Some((super::hex(&id), has_debug))
     }
 
     /// Where parsers that want a path find the copy.

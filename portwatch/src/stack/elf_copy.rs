@@ -18,7 +18,7 @@ use object::elf::{
 use object::read::elf::{FileHeader, ProgramHeader, SectionHeader};
 
 use super::decompress::unpack;
-use super::elf::{Module, Unreadable, failed};
+use super::elf::{Unreadable, failed};
 
 /// Bytes copied of one file. Debug information is left out where it would go past this.
 const COPY_BYTES_MAX: u64 = 512 << 20;
@@ -366,13 +366,12 @@ fn copy_range(from: &File, to: &File, offset: u64, bytes: u64) -> io::Result<()>
     Ok(())
 }
 
-/// The GNU build id of a copy.
-pub(super) fn build_id(module: &Module) -> Option<Vec<u8>> {
-    let layout = &module.layout;
+/// The GNU build id of a file, of which `read` gives bytes.
+pub(super) fn build_id(layout: &Layout, read: impl Fn(u64, u64) -> Option<Vec<u8>>) -> Option<Vec<u8>> {
     let sections = layout.sections.iter().filter(|section| section.name.starts_with(".note"));
     let sections = sections.map(|section| (section.offset, section.bytes));
     sections.chain(layout.notes.iter().copied()).find_map(|(offset, bytes)| {
-        let notes = module.bytes(offset, bytes.min(64 << 10))?;
+        let notes = read(offset, bytes.min(64 << 10))?;
         build_id_in(&notes, layout.is_little_endian)
     })
 }

@@ -12,6 +12,8 @@ mod decompress;
 pub mod elf;
 mod elf_copy;
 mod elf_open;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod kernel_symbols;
 pub mod libraries;
 pub mod machine;
@@ -22,6 +24,7 @@ pub mod process_maps;
 pub mod rows;
 pub mod sideband;
 pub mod start_time;
+pub mod symbol_directory;
 pub mod symbolize;
 pub mod unwind;
 pub mod walks;

@@ -96,6 +96,11 @@ fn read(file: &mut File) -> Vec<Function> {
     parse(&text)
 }
 
+/// What a file of this text says of an address.
+pub(super) fn parse_and_find(text: &[u8], address: u64) -> Option<Found> {
+    find(&parse(text), address)
+}
+
 fn parse(text: &[u8]) -> Vec<Function> {
     let line = |line: &[u8]| {
         let line = str::from_utf8(line).ok()?;

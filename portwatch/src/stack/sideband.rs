@@ -197,6 +197,11 @@ fn now_ns(clock: ClockId) -> u64 {
     clock_gettime(clock).map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
 }
 
+/// Whether a record can be read, for whoever tries.
+pub(super) fn parse_any(kind: u32, misc: u16, record: &[u8]) -> bool {
+    parse(kind, misc, record).is_some()
+}
+
 /// Time and meaning of a record; the meaning is `None` when it is of no interest. The time is its last word, as the
 /// buffers were asked for it and for nothing else.
 fn parse(kind: u32, misc: u16, record: &[u8]) -> Option<(u64, Option<Record>)> {

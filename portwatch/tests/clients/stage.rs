@@ -63,8 +63,15 @@ impl Stage {
 
     /// Starts `portwatch record --netns …` for everything that happens here.
     pub fn record_all(&self) -> Result<Tracer, Stopped> {
+        self.record_all_with(&[])
+    }
+
+    /// The same with more arguments.
+    pub fn record_all_with(&self, more: &[&str]) -> Result<Tracer, Stopped> {
         let this_thread = format!("/proc/{}/task/{}/ns/net", std::process::id(), nix::unistd::gettid());
-        self.trace(&["--netns".into(), this_thread.into()])
+        let mut args: Vec<OsString> = vec!["--netns".into(), this_thread.into()];
+        args.extend(more.iter().map(OsString::from));
+        self.trace(&args)
     }
 
     fn trace(&self, args: &[OsString]) -> Result<Tracer, Stopped> {

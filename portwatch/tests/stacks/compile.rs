@@ -27,8 +27,18 @@ const FLAGS: [&str; 6] = [
 
 /// Builds `source` as `DIRECTORY/NAME`, with `flags` behind the usual ones.
 pub fn c(directory: &Path, name: &str, source: &str, flags: &[&str]) -> Result<PathBuf, Stopped> {
-    // Not below the program's name: line tables hold it, and several programs may come of one source.
-    let source_path = directory.join(format!("{}.c", name.split('.').next().unwrap_or(name)));
+    c_as(directory, name, name.split('.').next().unwrap_or(name), source, flags)
+}
+
+/// The same, where the source's name is another: line tables have it.
+pub fn c_as(
+    directory: &Path,
+    name: &str,
+    source_name: &str,
+    source: &str,
+    flags: &[&str],
+) -> Result<PathBuf, Stopped> {
+    let source_path = directory.join(format!("{source_name}.c"));
     write(&source_path, source)?;
     write(&directory.join("common.h"), COMMON)?;
     let program = directory.join(name);

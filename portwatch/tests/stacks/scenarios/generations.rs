@@ -22,7 +22,7 @@ use crate::wait::{self, PATIENCE};
 const PORT: u16 = 7300;
 
 /// `simple.c` under other names of its functions: (program's name, function that connects, its caller).
-fn simple(
+pub(super) fn simple(
     stage: &Stage,
     directory: &str,
     name: &str,
@@ -33,7 +33,8 @@ fn simple(
     fs::create_dir_all(&directory).map_err(|error| format!("cannot make a directory: {error}"))?;
     let names = [format!("-DDIAL={dial}"), format!("-DCALLER={dial}_caller")];
     let flags: Vec<&str> = names.iter().map(String::as_str).chain(flags.iter().copied()).collect();
-    compile::c(&directory, name, compile::SIMPLE, &flags)
+    // Lines are told by the source's name.
+    compile::c_as(&directory, name, "simple", compile::SIMPLE, &flags)
 }
 
 /// Whether each connect to `port` was made by these functions of modules called `module`.
@@ -227,7 +228,7 @@ pub fn container(stage: &Stage) -> Result<(), Stopped> {
 }
 
 /// Makes a command run with `root` as its whole file system.
-fn contained<'c>(command: &'c mut Command, root: &Path) -> &'c mut Command {
+pub(super) fn contained<'c>(command: &'c mut Command, root: &Path) -> &'c mut Command {
     let root = root.to_path_buf();
     let enter = move || {
         const NOTHING: Option<&str> = None;
@@ -255,17 +256,17 @@ pub fn stopped(tracer: Tracer) -> Result<Log, String> {
 }
 
 /// Waits until a connect to `port` is in the growing log, and so its stack, too.
-fn wait_for_connect(tracer: &Tracer, port: u16) -> Result<(), String> {
+pub(super) fn wait_for_connect(tracer: &Tracer, port: u16) -> Result<(), String> {
     let mark = format!("\"rport\":{port},");
     let is_told = || fs::read_to_string(tracer.log_path()).is_ok_and(|log| log.contains(&mark)).then_some(());
     wait::until(PATIENCE, is_told).ok_or_else(|| format!("the log never tells of a connect to port {port}"))
 }
 
 /// A program that says `ready`, and goes on when it is told to.
-struct Waiting(Child);
+pub(super) struct Waiting(Child);
 
 impl Waiting {
-    fn start(command: &mut Command) -> Result<Waiting, String> {
+    pub(super) fn start(command: &mut Command) -> Result<Waiting, String> {
         let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         let mut waiting = Waiting(child.map_err(|error| format!("cannot start {command:?}: {error}"))?);
         let mut line = String::new();
@@ -276,13 +277,13 @@ impl Waiting {
         if line == "ready\n" { Ok(waiting) } else { Err(format!("{command:?} says `{line}`")) }
     }
 
-    fn tell(&mut self) -> Result<(), String> {
+    pub(super) fn tell(&mut self) -> Result<(), String> {
         let stdin = self.0.stdin.as_mut().ok_or("no input")?;
         stdin.write_all(b"!").map_err(|error| format!("it does not listen: {error}"))
     }
 
     /// Closes its input and waits for its end.
-    fn finish(mut self) -> Result<(), String> {
+    pub(super) fn finish(mut self) -> Result<(), String> {
         let status = self.0.wait().map_err(|error| format!("cannot wait: {error}"))?;
         if status.success() { Ok(()) } else { Err(format!("it ended with {status}")) }
     }

@@ -3,6 +3,7 @@
 mod exits;
 mod generations;
 mod paths;
+mod symbols;
 mod unwinders;
 
 use crate::Stopped;
@@ -22,5 +23,12 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "program_replaced_on_disk", play: generations::replaced_on_disk },
     Scenario { name: "program_deleted", play: generations::deleted },
     Scenario { name: "container", play: generations::container },
+    Scenario { name: "debug_link", play: symbols::debug_link },
+    Scenario { name: "build_id_directory", play: symbols::build_id_directory },
+    Scenario { name: "split_dwarf", play: symbols::split_dwarf },
+    Scenario { name: "dwz", play: symbols::dwz },
+    Scenario { name: "stripped", play: symbols::stripped },
+    Scenario { name: "library_pattern", play: symbols::library_pattern },
+    Scenario { name: "hostile_names", play: symbols::hostile_names },
     Scenario { name: "same_as_framehop", play: unwinders::framehop },
 ];
