@@ -128,32 +128,62 @@ impl SymbolTable {
     fn ask(&mut self, path: &std::path::Path, address: u64) -> Result<Vec<Symbol>, String> {
         let mut why = String::new();
         for debug_syms in [true, false] {
-            let mut elf = Elf::new(path);
-            elf.debug_syms = debug_syms;
-            let source = Source::Elf(elf);
-            // The file is a stranger's, and a flaw in a parser must not end the run.
-            let asked = catch_unwind(AssertUnwindSafe(|| {
-                match self.symbolizer.symbolize_single(&source, Input::VirtOffset(address)) {
-                    Ok(Symbolized::Sym(symbol)) => Ok(symbols(&symbol)),
-                    Ok(Symbolized::Unknown(reason)) => Err(Some(reason)),
-                    Err(error) => {
-                        log::debug!("cannot symbolise {address:#x}: {error}");
-                        Err(None)
+            match self.ask_once(path, address, debug_syms) {
+                Ok(mut symbols) => {
+                    if debug_syms && symbols.iter().any(|symbol| symbol.function.is_none()) {
+                        self.fill_in(path, address, &mut symbols);
                     }
+                    return Ok(symbols);
                 }
-            }));
-            match asked {
-                Ok(Ok(symbols)) => return Ok(symbols),
-                Ok(Err(Some(reason))) => return Err(text_of(reason).to_owned()),
-                Ok(Err(None)) => "the symbols of the program file are malformed".clone_into(&mut why),
-                Err(_) => {
-                    self.symbolizer = symbolizer();
-                    "the symbols of the program file are malformed".clone_into(&mut why);
-                }
+                Err(Some(reason)) => return Err(text_of(reason).to_owned()),
+                Err(None) => "the symbols of the program file are malformed".clone_into(&mut why),
             }
             self.counters.failed += 1;
         }
         Err(why)
+    }
+
+    /// # Errors
+    /// Why there is no symbol; nothing where the file is malformed.
+    fn ask_once(
+        &mut self,
+        path: &std::path::Path,
+        address: u64,
+        debug_syms: bool,
+    ) -> Result<Vec<Symbol>, Option<Reason>> {
+        let mut elf = Elf::new(path);
+        elf.debug_syms = debug_syms;
+        let source = Source::Elf(elf);
+        // The file is a stranger's, and a flaw in a parser must not end the run.
+        let asked = catch_unwind(AssertUnwindSafe(|| {
+            match self.symbolizer.symbolize_single(&source, Input::VirtOffset(address)) {
+                Ok(Symbolized::Sym(symbol)) => Ok(symbols(&symbol)),
+                Ok(Symbolized::Unknown(reason)) => Err(Some(reason)),
+                Err(error) => {
+                    log::debug!("cannot symbolise {address:#x}: {error}");
+                    Err(None)
+                }
+            }
+        }));
+        asked.unwrap_or_else(|_| {
+            self.symbolizer = symbolizer();
+            Err(None)
+        })
+    }
+
+    /// Debug information that `dwz` has moved elsewhere leaves functions without names. The symbol table has that of
+    /// the one which really is there; of inlined ones only where they are is known.
+    fn fill_in(&mut self, path: &std::path::Path, address: u64, symbols: &mut [Symbol]) {
+        let from_table = self.ask_once(path, address, false).ok().and_then(|mut symbols| symbols.pop());
+        if let (Some(outermost), Some(known)) = (symbols.last_mut(), from_table)
+            && outermost.function.is_none()
+        {
+            outermost.function = known.function;
+            outermost.function_offset = known.function_offset;
+        }
+        for symbol in symbols.iter_mut().filter(|symbol| symbol.function.is_none()) {
+            symbol.reason = Some("its name is in a file that it shares with other programs".to_owned());
+        }
     }
 }
 
@@ -176,13 +206,13 @@ fn symbols(symbol: &Sym<'_>) -> Vec<Symbol> {
         .rev()
         .take(INLINED_MAX)
         .map(|inlined| Symbol {
-            function: Some(short(&demangled(&inlined.name))),
+            function: named(&inlined.name),
             is_inlined: true,
             ..place(inlined.code_info.as_ref())
         })
         .collect();
     symbols.push(Symbol {
-        function: Some(short(&demangled(&symbol.name))),
+        function: named(&symbol.name),
         function_offset: Some(symbol.offset as u64),
         ..place(symbol.code_info.as_deref())
     });
@@ -194,6 +224,10 @@ fn place(info: Option<&CodeInfo<'_>>) -> Symbol {
     // Line 0 stands for code that belongs to no line.
     let line = info.line.filter(|&line| line != 0);
     Symbol { file: Some(short(&info.to_path().to_string_lossy())), line, ..Symbol::default() }
+}
+
+fn named(name: &str) -> Option<String> {
+    (!name.is_empty()).then(|| short(&demangled(name)))
 }
 
 /// The name as written in the source. blazesym would do it, but for any name that parses: a C function `f` would become

@@ -147,8 +147,7 @@ pub fn dwz(stage: &Stage) -> Result<(), Stopped> {
     let event = the_event(&log)?;
     let functions = log.functions(event, "app");
     let site = event.call_site.as_deref().unwrap_or("none");
-    println!("dwz: `{site}`");
-    let is_named = site.starts_with("dial+0x") || site == format!("dial (simple.c:{})", line());
+    let is_named = site == format!("dial (simple.c:{})", line());
     if functions == ["dial", "dial_caller", "main", "_start"] && is_named {
         return Ok(());
     }
