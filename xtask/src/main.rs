@@ -12,6 +12,7 @@ mod clients;
 mod expected_skips;
 mod process;
 mod results;
+mod stacks;
 mod static_build;
 mod static_elf;
 mod summary;

@@ -13,7 +13,7 @@ use crate::summary::Summary;
 use crate::task::{build, check, vm};
 use crate::vm::{Programs, kernels};
 use crate::workspace::Workspace;
-use crate::{clients, process, test_run};
+use crate::{clients, process, stacks, test_run};
 
 const NEEDS: [Need; 2] =
     [Need { program: "ip", package: "iproute2" }, Need { program: "ss", package: "iproute2" }];
@@ -89,6 +89,9 @@ fn on_kernels(
     test_run::part_on(summary, expected, "kernel tests, tracepoint", "native/tracepoint", &mut native);
     if workspace.has_test("clients") {
         clients::run(workspace, args.all, &filter, portwatch, expected, summary);
+    }
+    if workspace.has_test("stacks") {
+        stacks::run(workspace, args.all, &filter, portwatch, expected, summary);
     }
     if filter.is_empty() || has_match(kernel_tests, &filter) {
         let rungs = vm::RUNGS.map(String::from);

@@ -114,7 +114,7 @@ fn check(log: &Log, path: usize, own: &[&str], made: usize, problems: &mut Vec<S
     let mut cut = 0;
     for event in events {
         let functions = log.functions(event, NAME);
-        let is_right = expected.iter().any(|expected| *expected == functions);
+        let is_right = expected.contains(&functions);
         // Where it began: the C library's part of the program, or of a thread.
         let outermost = log.frames(event).last().and_then(|frame| frame.function.as_deref());
         let is_whole = matches!(outermost, Some("_start" | "clone3" | "__clone3" | "clone" | "__clone"));
