@@ -42,6 +42,7 @@ impl Tap {
             kinds: u32::MAX,
             accepted: false,
             stacks: true,
+            stack_walk: None,
             verbose: false,
             pid_namespace: host::pid_namespace().map_err(cannot)?,
         };
@@ -61,7 +62,7 @@ impl Tap {
             let unwound = self.walks.unwind(&Snapshot::new(&raw, mono_ns));
             let rows = unwound.rows.iter().map(|&(address, row)| (address, row.wire()));
             self.tracing.learn(raw.generation, rows).map_err(|error| format!("{error:#}"))?;
-            all.push(Taken { raw: *raw, unwound });
+            all.push(Taken { raw, unwound });
         }
         Ok(all)
     }

@@ -128,7 +128,6 @@ pub fn split_dwarf(stage: &Stage) -> Result<(), Stopped> {
         let functions = log.functions(event, "app");
         let site = event.call_site.as_deref().unwrap_or("none");
         let has_line = site == format!("dial (simple.c:{})", line());
-        println!("split DWARF, {version}: `{site}`");
         if functions != ["dial", "dial_caller", "main", "_start"]
             || !(has_line || site.starts_with("dial+0x"))
         {
