@@ -5,7 +5,8 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::elf_open;
@@ -27,7 +28,8 @@ pub(super) struct PerfMaps {
 #[derive(Debug)]
 struct Known {
     start_boot_ns: u64,
-    /// The file grows for as long as the process compiles.
+    inode: u64,
+    /// Bytes that were read, up to the end of a line. The file grows for as long as the process compiles.
     length: u64,
     functions: Vec<Function>,
     used: u64,
@@ -50,34 +52,43 @@ impl PerfMaps {
 
     pub(super) fn find(&mut self, tgid: u32, start_boot_ns: u64, address: u64) -> Option<Found> {
         self.uses += 1;
-        let uses = self.uses;
-        let known = self.files.get_mut(&tgid).filter(|known| known.start_boot_ns == start_boot_ns);
-        if let Some(known) = known {
-            known.used = uses;
-            if let Some(found) = find(&known.functions, address) {
-                return Some(found);
-            }
-        }
         let known = self.files.get(&tgid).filter(|known| known.start_boot_ns == start_boot_ns);
-        let known = known.map(|known| known.length);
+        let known = known.map(|known| (known.inode, known.length));
+        // Asked every time: code is moved, and its place taken by other code, without anybody saying so.
         let read = move || {
-            let (mut file, length) = open(tgid)?;
-            (known != Some(length)).then(|| (read(&mut file), length))
+            let (mut file, inode, length) = open(tgid)?;
+            let from = known.filter(|&(was, from)| was == inode && from <= length).map(|(_, from)| from);
+            let read = read(&mut file, from.unwrap_or(0));
+            Some((inode, from, read))
         };
-        let (functions, length) = self.opener.run(read)??;
+        let Some((inode, from, (mut functions, bytes))) = self.opener.run(read).flatten() else {
+            // It is gone, or the process is.
+            return find(
+                &self.files.get(&tgid).filter(|k| k.start_boot_ns == start_boot_ns)?.functions,
+                address,
+            );
+        };
+        let former = self.files.remove(&tgid).filter(|_| from.is_some());
+        if let Some(mut former) = former {
+            if !functions.is_empty() {
+                former.functions.append(&mut functions);
+                sort(&mut former.functions);
+            }
+            functions = former.functions;
+        }
         let found = find(&functions, address);
         if self.files.len() >= FILES_MAX
-            && !self.files.contains_key(&tgid)
             && let Some(oldest) = self.files.iter().min_by_key(|(_, known)| known.used).map(|(&tgid, _)| tgid)
         {
             self.files.remove(&oldest);
         }
-        self.files.insert(tgid, Known { start_boot_ns, length, functions, used: uses });
+        let length = from.unwrap_or(0) + bytes;
+        self.files.insert(tgid, Known { start_boot_ns, inode, length, functions, used: self.uses });
         found
     }
 }
 
-fn open(tgid: u32) -> Option<(File, u64)> {
+fn open(tgid: u32) -> Option<(File, u64, u64)> {
     let status = fs::read_to_string(format!("/proc/{tgid}/status")).ok()?;
     let own =
         status.lines().find_map(|line| line.strip_prefix("NSpid:"))?.split_ascii_whitespace().next_back()?;
@@ -85,15 +96,18 @@ fn open(tgid: u32) -> Option<(File, u64)> {
     let root = format!("/proc/{tgid}/root");
     let found = elf_open::open_below(Path::new(&root), Path::new(&format!("/tmp/perf-{own}.map"))).ok()?;
     let file = elf_open::any_regular(found).ok()?;
-    let length = file.metadata().ok()?.len();
-    Some((file, length))
+    let metadata = file.metadata().ok()?;
+    Some((file, metadata.ino(), metadata.len()))
 }
 
-fn read(file: &mut File) -> Vec<Function> {
+/// The functions from byte `from` on, and how many bytes their whole lines take.
+fn read(file: &mut File, from: u64) -> (Vec<Function>, u64) {
     let mut text = Vec::new();
+    let room = FILE_BYTES_MAX.saturating_sub(from);
     // A file that cannot be read to its end still names what was read.
-    let _ = file.take(FILE_BYTES_MAX).read_to_end(&mut text);
-    parse(&text)
+    let _ = file.seek(SeekFrom::Start(from)).and_then(|_| file.take(room).read_to_end(&mut text));
+    let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+    (parse(&text[..whole]), whole as u64)
 }
 
 /// What a file of this text says of an address.
@@ -111,9 +125,13 @@ fn parse(text: &[u8]) -> Vec<Function> {
         Some(Function { start, end: start.checked_add(hex(size)?)?, name: name.trim_end().into() })
     };
     let mut functions: Vec<Function> = text.split(|&byte| byte == b'\n').filter_map(line).collect();
-    // Stable: of several for one address, which happens when code is moved or replaced, the last one written counts.
-    functions.sort_by_key(|function| function.start);
+    sort(&mut functions);
     functions
+}
+
+/// Stable: of several for one address, which happens when code is moved or replaced, the last one written counts.
+fn sort(functions: &mut [Function]) {
+    functions.sort_by_key(|function| function.start);
 }
 
 fn find(functions: &[Function], address: u64) -> Option<Found> {
@@ -133,5 +151,25 @@ mod tests {
         assert_eq!(find(&functions, 0x2007), Some(("f".to_owned(), 7)));
         assert_eq!(find(&functions, 0x2008), None);
         assert_eq!(find(&functions, 0xfff), None);
+    }
+
+    #[test]
+    fn what_is_written_later_takes_the_place_of_what_was_there() {
+        let own = std::process::id();
+        let path = format!("/tmp/perf-{own}.map");
+        let write = |text: &str| fs::write(&path, text).unwrap();
+        let mut maps = PerfMaps::new(Opener::default());
+        let mut name = |address| maps.find(own, 1, address).map(|(name, _)| name);
+        write("1000 10 first\n2000 10 stays\n3000 10 half");
+        assert_eq!(name(0x1000).as_deref(), Some("first"));
+        assert_eq!(name(0x3000), None, "its line is not whole yet");
+        write("1000 10 first\n2000 10 stays\n3000 10 half a name\n1000 10 second\n");
+        let names = [name(0x1000), name(0x2000), name(0x3000)];
+        assert_eq!(names.map(|name| name.unwrap()), ["second", "stays", "half a name"]);
+        // A shorter one is another file.
+        write("2000 10 anew\n");
+        assert_eq!((name(0x1000), name(0x2000).as_deref()), (None, Some("anew")));
+        fs::remove_file(&path).unwrap();
+        assert_eq!(name(0x2000).as_deref(), Some("anew"), "what was known when it went");
     }
 }

@@ -16,6 +16,7 @@ pub struct Scenario {
 
 pub const ALL: &[Scenario] = &[
     Scenario { name: "known_paths", play: paths::known },
+    Scenario { name: "known_paths_walked_plainly", play: paths::known_plainly },
     Scenario { name: "connect_and_exit", play: exits::connect_and_exit },
     Scenario { name: "dlopen_at_the_same_address", play: generations::dlopen_at_the_same_address },
     Scenario { name: "exec", play: generations::exec },

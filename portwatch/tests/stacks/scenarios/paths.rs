@@ -52,9 +52,18 @@ const ROOTS: [&[&str]; 2] = [&["walk_all", "work", "main", "_start"], &["walk_al
 
 /// Every event names its path, the kernel side soon walks by itself, and then sends no stack any more.
 pub fn known(stage: &Stage) -> Result<(), Stopped> {
+    walked(stage, &[])
+}
+
+/// The same by the programs for kernels that do not have `bpf_loop`.
+pub fn known_plainly(stage: &Stage) -> Result<(), Stopped> {
+    walked(stage, &["--stack-walk", "plain"])
+}
+
+fn walked(stage: &Stage, args: &[&str]) -> Result<(), Stopped> {
     let program = compile::on_stage(stage, NAME, SOURCE, &["-g"])?;
     let rounds = many(ROUNDS);
-    let tracer = stage.record_all()?;
+    let tracer = stage.record_all_with(args)?;
     let mut paths = Walker::start(&program, rounds)?;
     let distinct = (PATHS.len() * ROOTS.len()) as u64;
     let counters = || Stacks::of(tracer.pid());
