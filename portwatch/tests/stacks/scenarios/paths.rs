@@ -18,9 +18,9 @@ const NAME: &str = "paths";
 const FIRST_PORT: u16 = 7100;
 const THREADS: usize = 3;
 /// Walks of every path by every thread once all is learned.
-const ROUNDS: usize = 50;
-/// Between two walks of all paths by a thread: 3200 connects a second altogether.
-const PAUSE_US: usize = 20_000;
+const ROUNDS: usize = 40;
+/// Between two walks of all paths by a thread: 1280 connects a second altogether.
+const PAUSE_US: usize = 50_000;
 /// Snapshots that a path may cost until the kernel side walks it alone.
 const SNAPSHOTS_PER_PATH: u64 = 5;
 
