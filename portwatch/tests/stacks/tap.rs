@@ -43,6 +43,7 @@ impl Tap {
             accepted: false,
             stacks: true,
             stack_walk: None,
+            kernel_stacks: false,
             verbose: false,
             pid_namespace: host::pid_namespace().map_err(cannot)?,
         };
