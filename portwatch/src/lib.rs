@@ -8,6 +8,7 @@
 pub mod aggregate;
 pub mod bpf;
 pub mod cli;
+pub mod diagnosis;
 pub mod event;
 pub mod filters;
 pub mod kernel;

@@ -3,6 +3,7 @@
 pub mod errno;
 pub mod escape;
 pub mod json;
+pub mod report;
 #[cfg(test)]
 pub(crate) mod scene;
 pub mod text;

@@ -15,6 +15,7 @@ pub enum Line {
     Preexisting(Box<Event>),
     Netns(Netns),
     Stack(Stack),
+    Process(Process),
     Summary(Summary),
 }
 
@@ -170,6 +171,15 @@ pub struct Frame {
     #[serde(default)]
     pub inlined: bool,
     pub reason: Option<String>,
+}
+
+/// A process that asked for no port itself: the parent of one that did, or a parent of that.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Process {
+    pub pid: u32,
+    pub ppid: Option<u32>,
+    pub comm: Option<String>,
+    pub exe: Option<String>,
 }
 
 type Counts = BTreeMap<String, u64>;

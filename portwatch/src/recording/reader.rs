@@ -245,6 +245,7 @@ fn parse(line: &[u8]) -> Result<Option<Line>, String> {
         "preexisting" => as_line(line, |event| Line::Preexisting(Box::new(event))),
         "netns" => as_line(line, Line::Netns),
         "stack" => as_line(line, Line::Stack),
+        "process" => as_line(line, Line::Process),
         "summary" => as_line(line, Line::Summary),
         "header" => Err("another log begins here; give the logs one by one".into()),
         _ => match serde_json::from_slice::<serde::de::IgnoredAny>(line) {
