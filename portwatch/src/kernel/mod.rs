@@ -1,6 +1,7 @@
 //! What the running kernel is and can do, and what it says about its sockets and processes, outside of eBPF.
 //! Everything here reads; nothing changes the host.
 
+pub mod ancestry;
 pub mod baseline;
 pub mod btf;
 pub mod cgroups;

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 
-use crate::event::{Event, Hold, StackGap, StackId};
+use crate::event::{Comm, Event, Hold, StackGap, StackId};
 
 /// What a tracing command writes to: text for people, JSON Lines for programs.
 ///
@@ -22,6 +22,10 @@ pub trait Output: Send {
     fn header(&mut self, header: &Header) -> Result<()>;
     fn netns(&mut self, netns: &Netns) -> Result<()>;
     fn stack(&mut self, stack: &Stack) -> Result<()>;
+    /// A parent of an owner, before the first event of that owner. People are told of the owners alone.
+    fn process(&mut self, _: &Ancestor) -> Result<()> {
+        Ok(())
+    }
     /// A socket that was open before the start.
     fn preexisting(&mut self, mono_ns: u64, hold: &Hold, process: &Process, state: &str) -> Result<()>;
     fn event(&mut self, event: &Event, hold: &Hold, process: &Process, call_site: Option<&str>)
@@ -75,6 +79,16 @@ pub struct Netns {
     pub step_width: Option<u32>,
     /// Ports in bind-made buckets; `None` where the kernel does not show them.
     pub bind_ports: Option<Vec<u16>>,
+}
+
+/// The parent of an owner, or a parent of that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ancestor {
+    pub mono_ns: u64,
+    pub pid: u32,
+    pub ppid: Option<u32>,
+    pub comm: Option<Comm>,
+    pub exe: Option<String>,
 }
 
 /// A symbolised stack, innermost frame first.

@@ -176,6 +176,8 @@ pub struct Frame {
 /// A process that asked for no port itself: the parent of one that did, or a parent of that.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Process {
+    pub time: Option<String>,
+    pub mono_ns: i64,
     pub pid: u32,
     pub ppid: Option<u32>,
     pub comm: Option<String>,

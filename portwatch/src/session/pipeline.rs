@@ -19,6 +19,7 @@ use crate::aggregate::holds::{Holds, Joined};
 use crate::bpf::{NotRun, Received, Rung, Totals};
 use crate::event::decode::{Body, DecodeError, Record, records, snapshots};
 use crate::event::{Confidence, Event, Hold, RawSnapshot, RawStack, StackGap, StackId, StackState, Tuple};
+use crate::kernel::ancestry::Ancestry;
 use crate::kernel::cgroups::Cgroups;
 use crate::kernel::clock::{self, Anchor};
 use crate::kernel::netns::{self, Namespace};
@@ -108,6 +109,7 @@ pub fn start(
             if request.cmdline { Cmdline::Read } else { Cmdline::Skip },
             Cgroups::find().ok(),
         ),
+        ancestry: Ancestry::default(),
         netns_seen: HashSet::new(),
         call_sites: HashMap::new(),
         library_patterns: request.library_patterns.clone(),
@@ -152,6 +154,7 @@ struct Worker {
     /// that may hold some of it, too.
     opened: Option<HashSet<Tuple>>,
     processes: Processes,
+    ancestry: Ancestry,
     netns_seen: HashSet<u32>,
     /// Of the stacks that the log has.
     call_sites: HashMap<StackId, Option<String>>,
@@ -340,6 +343,11 @@ impl Worker {
             && !self.netns_seen.contains(&hold.endpoints.netns)
         {
             self.netns(owner.tgid.unwrap_or(0), event.mono_ns)?;
+        }
+        if let Some((tgid, ppid, owner)) = hold.owner.as_ref().and_then(|it| Some((it.tgid?, it.ppid?, it))) {
+            for ancestor in self.ancestry.news(tgid, owner.start_boot_ns, ppid, event.mono_ns) {
+                self.output.process(&ancestor)?;
+            }
         }
         let call_site = hold.stack.and_then(|id| self.call_sites.get(&id)?.as_deref());
         self.output.event(event, hold, &process, call_site)?;

@@ -20,7 +20,7 @@ use serde::Serialize;
 use self::clock::Clock;
 pub use self::lines::VERSION;
 use self::object::Object;
-use super::{Header, Netns, Output, Process, Stack, Summary, errno};
+use super::{Ancestor, Header, Netns, Output, Process, Stack, Summary, errno};
 use crate::event::{Comm, Confidence, Endpoints, Event, Hold, How, Owner, TimeWaitState, Traffic, What};
 use crate::recording::Sink;
 
@@ -99,6 +99,20 @@ impl<S: Sink> Output for JsonLines<S> {
 
     fn stack(&mut self, stack: &Stack) -> Result<()> {
         self.line(&lines::Stack::new(stack))
+    }
+
+    fn process(&mut self, ancestor: &Ancestor) -> Result<()> {
+        let mut line = Object::begin(&mut self.block, "process");
+        line.quoted("time", |line| self.clock.push(line, ancestor.mono_ns));
+        line.number("mono_ns", self.clock.relative(ancestor.mono_ns));
+        line.number("pid", ancestor.pid);
+        line.number_if_known("ppid", ancestor.ppid);
+        if let Some(comm) = ancestor.comm {
+            put_comm(&mut line, comm);
+        }
+        line.text_if_known("exe", ancestor.exe.as_deref());
+        line.end();
+        self.write_when_full()
     }
 
     fn preexisting(&mut self, mono_ns: u64, hold: &Hold, process: &Process, state: &str) -> Result<()> {

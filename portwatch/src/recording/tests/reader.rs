@@ -38,6 +38,7 @@ fn what_is_written_is_read_back_field_by_field() {
                     Line::Event(event) | Line::Preexisting(event) => serde_json::to_value(event),
                     Line::Netns(netns) => serde_json::to_value(netns),
                     Line::Stack(stack) => serde_json::to_value(stack),
+                    Line::Process(process) => serde_json::to_value(process),
                     Line::Summary(summary) => serde_json::to_value(summary),
                 }
                 .unwrap(),
