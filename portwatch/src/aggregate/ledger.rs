@@ -453,7 +453,7 @@ impl Ledger {
     /// It is its grandparent's work.
     pub fn promoted(&self, key: &SiteKey, site: &Site) -> Option<SiteKey> {
         const OF_LONE_CHILD: u64 = 4;
-        if site.processes > 1 || site.connections + site.failure_count() > OF_LONE_CHILD {
+        if site.processes > 1 || site.attempts() > OF_LONE_CHILD {
             return None;
         }
         let parent = key.program.ppid.filter(|&pid| pid > 1)?;
@@ -467,7 +467,7 @@ impl Ledger {
             .sites
             .iter()
             .filter(|(_, (key, site))| site.open_holds == 0 && key.peer != Peer::Others)
-            .map(|(&id, (_, site))| (site.ports + site.failure_count(), site.last_ns, id))
+            .map(|(&id, (_, site))| (site.attempts(), site.last_ns, id))
             .collect();
         quiet.sort_unstable();
         quiet.truncate(quiet.len().div_ceil(2));

@@ -139,6 +139,8 @@ pub struct Site {
     /// Connections that stood; for UDP, sockets that got a port to talk to the peer.
     pub connections: u64,
     pub failures: BTreeMap<Arc<str>, u64>,
+    /// Failures that got no port, for whatever reason.
+    pub portless: u64,
     /// Failures that say that there was no port left.
     pub searched: u64,
     /// bind() or listen() on a port that was asked for by number, and taken.
@@ -176,6 +178,11 @@ pub struct Site {
 }
 
 impl Site {
+    /// Ports that were asked for, got or not.
+    pub fn attempts(&self) -> u64 {
+        self.ports + self.portless
+    }
+
     pub fn failure_count(&self) -> u64 {
         self.failures.values().sum()
     }
@@ -200,6 +207,7 @@ impl Site {
         for (errno, count) in &other.failures {
             *self.failures.entry(Arc::clone(errno)).or_default() += count;
         }
+        self.portless += other.portless;
         self.searched += other.searched;
         for (&port, count) in &other.conflicts {
             *self.conflicts.entry(port).or_default() += count;

@@ -111,6 +111,12 @@ pub struct LimitArgs {
     count: Option<u64>,
 }
 
+impl LimitArgs {
+    pub fn has_duration(&self) -> bool {
+        self.duration.is_some()
+    }
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     match text.parse::<f64>() {
         Ok(seconds) if seconds > 0.0 && seconds <= 1e9 => Ok(Duration::from_secs_f64(seconds)),

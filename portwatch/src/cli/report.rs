@@ -3,17 +3,22 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
+use super::args::{FilterArgs, LimitArgs, TraceSetup, request};
 use super::failure::Failure;
 use crate::aggregate::ledger::Ledger;
 use crate::diagnosis::diagnose;
 use crate::diagnosis::report::Report;
-use crate::output::report;
 use crate::output::text::Color;
+use crate::output::{Output, report};
 use crate::recording::Reader;
+use crate::recording::format::{Header, Line};
+use crate::recording::live::{Lines, Live};
+use crate::session;
 
 /// Findings and ranked call sites, from event logs or live
 #[derive(Debug, Args)]
@@ -21,6 +26,8 @@ use crate::recording::Reader;
 Examples:
   portwatch report log.jsonl.zst                 who churns or leaks ports, and from which line
   portwatch report monday.jsonl tuesday.jsonl    several logs as one
+  portwatch report -d 10                         what happens here and now, for ten seconds
+  portwatch report -- ./client                   a command and its children
   portwatch report --format json log.jsonl | jq '.findings[].verdict'")]
 pub struct ReportArgs {
     /// Event logs; `-` is standard input
@@ -28,6 +35,15 @@ pub struct ReportArgs {
     files: Vec<PathBuf>,
     #[command(flatten)]
     form: FormArgs,
+    #[command(flatten)]
+    filters: FilterArgs,
+    #[command(flatten)]
+    limits: LimitArgs,
+    #[command(flatten)]
+    setup: TraceSetup,
+    /// Command to run and to trace with its children
+    #[arg(last = true, value_name = "CMD")]
+    command: Vec<String>,
 }
 
 /// How a report is written.
@@ -58,12 +74,55 @@ enum Format {
 }
 
 pub fn run(args: ReportArgs) -> Result<ExitCode> {
-    if args.files.is_empty() {
-        return Err(no_files());
+    let is_live = !args.command.is_empty() || args.limits.has_duration();
+    if !args.files.is_empty() {
+        if is_live {
+            return Err(files_and_live("report"));
+        }
+        let ledger = read(&args.files)?;
+        args.form.write(&diagnose(&ledger))?;
+        return Ok(ExitCode::SUCCESS);
     }
-    let ledger = read(&args.files)?;
+    if !is_live {
+        return Err(Failure::usage(anyhow::anyhow!(
+            "there is nothing to report on\n  next: give a log that `portwatch record` wrote, or `-d SECONDS` for what \
+             happens now"
+        )));
+    }
+    let mut request = request(&args.filters, &args.limits, &args.setup, args.command)?;
+    request.is_stdout_taken = args.form.output.is_none();
+    let (ledger, outcome) = live(request)?;
     args.form.write(&diagnose(&ledger))?;
-    Ok(ExitCode::SUCCESS)
+    Ok(ExitCode::from(outcome.code()))
+}
+
+/// Traces into a ledger, without a log.
+pub fn live(request: session::Request) -> Result<(Ledger, session::Outcome)> {
+    let ledger = Arc::new(Mutex::new(Ledger::default()));
+    let lines = Feed(Arc::clone(&ledger));
+    let outcome = session::run(request, || Ok(Box::new(Live::new(lines)) as Box<dyn Output>))?;
+    let mut ledger = std::mem::take(&mut *ledger.lock().unwrap_or_else(PoisonError::into_inner));
+    ledger.end();
+    Ok((ledger, outcome))
+}
+
+/// Lines of a run into the ledger that the caller waits for.
+struct Feed(Arc<Mutex<Ledger>>);
+
+impl Lines for Feed {
+    fn header(&mut self, header: &Header) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).begin(header);
+    }
+
+    fn line(&mut self, line: &Line) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).line(line);
+    }
+}
+
+pub fn files_and_live(command: &str) -> anyhow::Error {
+    Failure::usage(anyhow::anyhow!(
+        "`{command}` reads logs or traces, not both at once\n  next: leave out the files, or the duration and the command"
+    ))
 }
 
 /// Reads logs into one ledger, in the order of their starts.
@@ -105,11 +164,4 @@ impl FormArgs {
             }
         }
     }
-}
-
-/// What a command that reads logs says when it is given none.
-pub fn no_files() -> anyhow::Error {
-    Failure::usage(anyhow::anyhow!(
-        "there is nothing to report on\n  next: give a log that `portwatch record` wrote, or `-d SECONDS` for what happens now"
-    ))
 }

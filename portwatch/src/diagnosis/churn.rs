@@ -9,10 +9,13 @@ use super::groups::{self, Group};
 use super::report::{Finding, Severity};
 use super::thresholds::*;
 use super::{Context, round};
+use crate::aggregate::site::{Peer, SiteKey};
 use crate::recording::format::Proto;
 
 /// What the rule looks at.
 struct Measure {
+    is_udp: bool,
+    destinations: u64,
     connections: u64,
     live_peak: u64,
     avoidable: u64,
@@ -28,21 +31,40 @@ struct Measure {
 }
 
 pub fn judge(context: &Context, groups: &[Group], findings: &mut Vec<Finding>) {
-    for group in groups.iter().filter(|group| group.key.proto == Proto::Tcp) {
+    let mut rest: BTreeMap<(SiteKey, u16), Vec<&Group>> = BTreeMap::new();
+    for group in groups {
         let measure = measure(context, group);
         if is_churn(&measure) {
             findings.push(finding(context, group, &measure));
+        } else if let Peer::To(_, port) = group.key.peer {
+            let key = SiteKey { peer: Peer::Others, ..group.key.clone() };
+            rest.entry((key, port)).or_default().push(group);
+        }
+    }
+    // One service behind several addresses: no row alone may be enough.
+    for ((key, _), of_service) in rest {
+        if !(2..=CHURN_DESTINATIONS_MAX).contains(&of_service.len()) {
+            continue;
+        }
+        let whole = groups::merged(context, key, &of_service);
+        let mut measure = measure(context, &whole);
+        measure.live_peak = of_service.iter().map(|group| group.site.live.peak()).sum();
+        measure.avoidable = measure.connections.saturating_sub(measure.live_peak);
+        measure.destinations = of_service.len() as u64;
+        if measure.connections >= CHURN_PER_DESTINATION_MIN * measure.destinations && is_churn(&measure) {
+            findings.push(finding(context, &whole, &measure));
         }
     }
 }
 
 fn measure(context: &Context, group: &Group) -> Measure {
     let site = &group.site;
+    let is_udp = group.key.proto == Proto::Udp;
     let now_ns = context.ledger.now_ns();
     let first_ns = site.first_ns.unwrap_or(now_ns);
     let span_s = ((site.last_ns - first_ns) as f64 / 1e9).max(1e-3);
-    let connections = site.connections;
-    // A crowd that was put together has no peak of its own; one connection each is never all at once for long.
+    // A UDP socket that bound before it sent is one for its query, too.
+    let connections = if is_udp { site.ports } else { site.connections };
     let live_peak = site.live.peak().max(1);
     // Below a second a rate says nothing.
     let rate_per_s = connections as f64 / span_s.max(1.0);
@@ -55,6 +77,8 @@ fn measure(context: &Context, group: &Group) -> Measure {
         (held / capacity as f64).max(pool.and_then(|pool| pool.utilization).unwrap_or(0.0))
     });
     Measure {
+        is_udp,
+        destinations: 1,
         connections,
         live_peak,
         avoidable: connections.saturating_sub(live_peak),
@@ -74,7 +98,9 @@ fn is_churn(measure: &Measure) -> bool {
         return false;
     }
     let is_busy = measure.live_mean >= CHURN_BUSY_LIVE_MIN && measure.rate_per_s >= CHURN_BUSY_RATE_MIN_PER_S;
-    if measure.rate_per_s < CHURN_RATE_MIN_PER_S && !is_busy {
+    let (rate_min_per_s, may_be_slow) =
+        if measure.is_udp { (UDP_RATE_MIN_PER_S, false) } else { (CHURN_RATE_MIN_PER_S, is_busy) };
+    if measure.rate_per_s < rate_min_per_s && !may_be_slow {
         return false;
     }
     if measure.lifetime_p50_s.is_some_and(|p50| p50 > CHURN_LIFETIME_MAX_S) {
@@ -100,6 +126,7 @@ fn finding(context: &Context, group: &Group, measure: &Measure) -> Finding {
         }
     };
     put("connections", Some(measure.connections as f64));
+    put("destinations", (measure.destinations > 1).then_some(measure.destinations as f64));
     put("connections_avoidable", Some(measure.avoidable as f64));
     put("live_peak", Some(measure.live_peak as f64));
     put("rate_per_s", Some(measure.rate_per_s));
@@ -119,11 +146,15 @@ fn finding(context: &Context, group: &Group, measure: &Measure) -> Finding {
     put("exhaustion_in_s", pool.and_then(|pool| pool.exhaustion_in_s));
     put("failures", Some(site.failure_count() as f64));
 
-    let is_soon = pool.and_then(|pool| pool.exhaustion_in_s).is_some_and(|s| s < EXHAUSTION_SOON_S);
+    let verdict = if measure.is_udp { "udp-per-query" } else { "connect-per-request" };
+    let is_soon = pool
+        .filter(|pool| pool.is_forecast_sure)
+        .and_then(|pool| pool.exhaustion_in_s)
+        .is_some_and(|s| s < EXHAUSTION_SOON_S);
     let is_full = measure.load.is_some_and(|load| load >= LOAD_CRITICAL);
     let severity =
         if is_soon || is_full || site.searched > 0 { Severity::Critical } else { Severity::Warning };
-    groups::blame(context, group, ("connect-per-request", ""), severity, evidence, |member| {
+    groups::blame(context, group, (verdict, ""), severity, evidence, |member| {
         // A process that reused its connections has no part in it.
         if group.is_crowd() {
             member.connections

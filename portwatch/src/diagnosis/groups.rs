@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::advice::advise;
+use super::knobs;
 use super::report::{Finding, Parent, Severity, Worker, destination};
+use super::thresholds::KNOBS_LOAD_MIN;
 use super::{Context, round};
 use crate::aggregate::ledger::{Ledger, Member};
 use crate::aggregate::site::{Peer, Site, SiteKey};
@@ -18,12 +20,41 @@ pub struct Group {
     pub members: Vec<Member>,
 }
 
+/// Several rows as one, say all destinations of a call site.
+pub fn merged(context: &Context, key: SiteKey, groups: &[&Group]) -> Group {
+    let mut whole = Group { key, site: Site::default(), members: Vec::new() };
+    let mut members: BTreeMap<(Option<u32>, Option<u32>), Member> = BTreeMap::new();
+    for group in groups {
+        whole.site.merge(&group.site, context.ledger.now_ns());
+        for member in &group.members {
+            let sum = members.entry((member.pid, member.ns_pid)).or_insert_with(|| Member {
+                connections: 0,
+                failures: 0,
+                live: 0,
+                live_peak: 0,
+                ..member.clone()
+            });
+            sum.connections += member.connections;
+            sum.failures += member.failures;
+            sum.live += member.live;
+            sum.live_peak += member.live_peak;
+            sum.first_ns = sum.first_ns.min(member.first_ns);
+            sum.last_ns = sum.last_ns.max(member.last_ns);
+        }
+    }
+    whole.site.processes = members.len() as u64;
+    whole.members = members.into_values().collect();
+    whole.members.sort_by_key(|member| (std::cmp::Reverse(member.connections + member.failures), member.pid));
+    whole
+}
+
 /// Lone children with the same grandparent that make a crowd.
 const CROWD_MIN: usize = 3;
-/// A process of a crowd makes no more connections than this.
-const PER_CHILD_MAX: f64 = 4.0;
 /// Fewer processes are workers, not a crowd.
 const CHILDREN_MIN: u64 = 4;
+/// A process of a crowd makes no more connections than this, or is busy for no more than this part of the time.
+const PER_CHILD_MAX: f64 = 1.5;
+const CHILD_SPAN_MAX: f64 = 0.25;
 
 pub fn of(ledger: &Ledger) -> Vec<Group> {
     let mut members = ledger.members();
@@ -54,7 +85,50 @@ pub fn of(ledger: &Ledger) -> Vec<Group> {
             group.members.extend(child.members);
         }
     }
-    groups.into_values().collect()
+    absorb(ledger, groups.into_values().collect())
+}
+
+/// Rows of short-lived children may lack what nobody could read in time, the program's path or the call site: each
+/// joins the one row that has it and agrees in all else.
+fn absorb(ledger: &Ledger, mut groups: Vec<Group>) -> Vec<Group> {
+    for lacks in [lacks_exe, lacks_call_site] {
+        let (poor, mut rich): (Vec<Group>, Vec<Group>) = groups.into_iter().partition(|group| {
+            // Workers have time to be read: only what was short-lived is put together.
+            lacks(&group.key)
+        });
+        for group in poor {
+            let mut fitting = rich.iter_mut().filter(|other| is_same(&group, other, lacks));
+            match (fitting.next(), fitting.next()) {
+                (Some(other), None) => {
+                    other.site.merge(&group.site, ledger.now_ns());
+                    other.members.extend(group.members);
+                }
+                _ => rich.push(group),
+            }
+        }
+        rich.sort_by(|a, b| a.key.cmp(&b.key));
+        groups = rich;
+    }
+    groups
+}
+
+fn lacks_exe(key: &SiteKey) -> bool {
+    key.program.exe.is_none()
+}
+
+fn lacks_call_site(key: &SiteKey) -> bool {
+    key.call_site.is_none()
+}
+
+fn is_same(poor: &Group, rich: &Group, lacks: fn(&SiteKey) -> bool) -> bool {
+    let (a, b) = (&poor.key, &rich.key);
+    let place = |key: &SiteKey| (key.host, key.netns, key.proto, key.peer, key.program.ppid);
+    let is_call_site_same = a.call_site == b.call_site || a.call_site.is_none();
+    let is_program_same = match (&a.program.exe, &b.program.exe) {
+        (None, _) => poor.site.comm == rich.site.comm,
+        (a, b) => a == b,
+    };
+    !lacks(b) && place(a) == place(b) && is_call_site_same && is_program_same
 }
 
 impl Group {
@@ -70,10 +144,18 @@ impl Group {
         comm.map(str::to_owned)
     }
 
-    /// Many processes that make a few connections each.
+    /// Many processes that make a connection each, or come and go.
     pub fn is_crowd(&self) -> bool {
-        let attempts = self.site.connections + self.site.failure_count();
-        self.site.processes >= CHILDREN_MIN && attempts as f64 <= PER_CHILD_MAX * self.site.processes as f64
+        if self.site.processes < CHILDREN_MIN {
+            return false;
+        }
+        if self.site.attempts() as f64 <= PER_CHILD_MAX * self.site.processes as f64 {
+            return true;
+        }
+        let span = |from: i64, to: i64| (to - from).max(0) as f64;
+        let whole = span(self.site.first_ns.unwrap_or(self.site.last_ns), self.site.last_ns);
+        let busy: f64 = self.members.iter().map(|member| span(member.first_ns, member.last_ns)).sum();
+        busy / self.members.len().max(1) as f64 <= CHILD_SPAN_MAX * whole
     }
 
     /// The one process, or how many children.
@@ -137,6 +219,10 @@ pub fn blame(
         _ => None,
     };
     let text = |text: &Option<std::sync::Arc<str>>| text.as_deref().map(str::to_owned);
+    let is_about_room = matches!(verdict, "connect-per-request" | "exhaustion" | "connection-leak");
+    let pool = context
+        .pool(group)
+        .filter(|pool| is_about_room && (pool.load() >= KNOBS_LOAD_MIN || severity == Severity::Critical));
     let frames = group.site.stack.as_deref().map_or(&[][..], |stack| ledger.frames(stack));
     let finding = Finding {
         verdict,
@@ -162,7 +248,7 @@ pub fn blame(
         advice: String::new(),
         advice_id: String::new(),
         links: Vec::new(),
-        knobs: Vec::new(),
+        knobs: pool.map_or_else(Vec::new, knobs::of),
         weight: 0,
     };
     advise(finding, frames, cause)

@@ -4,10 +4,16 @@
 //! [`thresholds`], words in the advice file.
 
 pub mod advice;
+mod bind_conflict;
 mod churn;
+mod exhaustion;
 mod groups;
+mod knobs;
+mod leak;
 pub mod pools;
+mod refused;
 pub mod report;
+mod spread;
 pub mod thresholds;
 
 use std::collections::BTreeMap;
@@ -34,6 +40,11 @@ pub fn diagnose(ledger: &Ledger) -> Report {
     let context = Context { ledger, pools: &pools };
     let mut findings = Vec::new();
     churn::judge(&context, &groups, &mut findings);
+    leak::judge(&context, &groups, &mut findings);
+    exhaustion::judge(&context, &groups, &mut findings);
+    refused::judge(&context, &groups, &mut findings);
+    bind_conflict::judge(&context, &groups, &mut findings);
+    spread::judge(&context, &groups, &mut findings);
     findings.sort_by(|a, b| {
         (b.severity, b.weight).cmp(&(a.severity, a.weight)).then_with(|| a.verdict.cmp(b.verdict))
     });

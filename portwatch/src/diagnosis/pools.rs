@@ -1,6 +1,7 @@
 //! How full each pool is, how much it can carry, and when it runs out.
 
 use super::report::{InUse, Inputs, Pool as Row};
+use super::thresholds::*;
 use super::{groups, round};
 use crate::aggregate::ledger::{Ledger, Namespace};
 use crate::aggregate::pool::{Pool, PoolKey, Rates};
@@ -38,8 +39,10 @@ fn row(ledger: &Ledger, key: &PoolKey, pool: &Pool) -> Row {
         inputs.lifetime_mean_s.map(|life| life + inputs.time_wait_share.unwrap_or(0.0) * inputs.time_wait_s);
     let sustainable_per_s =
         capacity.zip(held_s).filter(|(_, held)| *held > 0.0).map(|(c, held)| c as f64 / held);
-    let forecast =
-        capacity.zip(rates).and_then(|(capacity, rates)| forecast(pool, &inputs, capacity, rates, held_s));
+    let is_shown = is_sure(pool, ledger.now_ns(), FORECAST_SHOWN_TAKES_MIN, FORECAST_SHOWN_KNOWN_MIN_S);
+    let forecast = capacity
+        .zip(rates.filter(|_| is_shown))
+        .and_then(|(capacity, rates)| forecast(pool, &inputs, capacity, rates, held_s));
     Row {
         host: groups::host_name(ledger, key.host),
         netns: key.netns,
@@ -62,6 +65,7 @@ fn row(ledger: &Ledger, key: &PoolKey, pool: &Pool) -> Row {
         past_half: capacity.is_some_and(|capacity| pool.in_use() * 2 >= capacity.max(1)),
         failures: pool.failures,
         inputs,
+        is_forecast_sure: is_sure(pool, ledger.now_ns(), FORECAST_TAKES_MIN, FORECAST_KNOWN_MIN_S),
         key: (key.host, key.remote),
     }
 }
@@ -105,6 +109,12 @@ fn inputs(
         lifetime_mean_s: (pool.lives > 0).then(|| pool.lives_ns as f64 / 1e9 / pool.lives as f64),
         time_wait_share: (pool.lives > 0).then(|| pool.waits as f64 / pool.lives as f64),
     }
+}
+
+/// Whether a pool was seen often and long enough.
+fn is_sure(pool: &Pool, now_ns: i64, takes_min: u64, known_min_s: f64) -> bool {
+    let known_s = pool.first_ns.map_or(0.0, |first| (now_ns - first) as f64 / 1e9);
+    pool.taken >= takes_min && known_s >= known_min_s
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]

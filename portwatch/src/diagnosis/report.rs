@@ -179,6 +179,9 @@ pub struct Pool {
     /// Connects that found no port.
     pub failures: u64,
     pub inputs: Inputs,
+    /// Counted from enough, and from long enough, to act on it.
+    #[serde(skip)]
+    pub is_forecast_sure: bool,
     #[serde(skip)]
     pub key: (u32, Option<(std::net::IpAddr, u16)>),
 }

@@ -35,3 +35,57 @@ pub const LOAD_CRITICAL: f64 = 0.8;
 
 /// A pool that runs out sooner is worth waking somebody up.
 pub const EXHAUSTION_SOON_S: f64 = 600.0;
+
+/// Held share of a pool from which on it is about to be full whatever the rate.
+pub const EXHAUSTION_LOAD: f64 = 0.9;
+/// Below this a forecast is a guess about a start-up.
+pub const EXHAUSTION_LOAD_MIN: f64 = 0.02;
+/// What a forecast must be counted from to make a finding.
+pub const FORECAST_TAKES_MIN: u64 = 100;
+pub const FORECAST_KNOWN_MIN_S: f64 = 1.5;
+/// Nothing is forecast from less.
+pub const FORECAST_SHOWN_TAKES_MIN: u64 = 10;
+pub const FORECAST_SHOWN_KNOWN_MIN_S: f64 = 0.5;
+
+/// Load from which on a finding lists sysctls.
+pub const KNOBS_LOAD_MIN: f64 = 0.05;
+
+/// Destinations of one service behind one name; more is a crawler.
+pub const CHURN_DESTINATIONS_MAX: usize = 16;
+/// Connections to each of them, on average: less is spread.
+pub const CHURN_PER_DESTINATION_MIN: u64 = 5;
+
+/// More connections open at the end than at first. Pools of this size exist, and stop growing.
+pub const LEAK_GROWTH_MIN: i64 = 20;
+/// A pool or a load generator opens all of its connections at once.
+pub const LEAK_SPAN_MIN_S: f64 = 1.0;
+/// Of what was opened until the peak.
+pub const LEAK_ENDED_SHARE_MAX: f64 = 0.5;
+/// A pool that has what it needs stays as it is: its plateau soon is longer than its growth.
+pub const LEAK_PLATEAU_RATIO_MAX: f64 = 0.5;
+/// Opens in each quarter of the growth, as a share of an even one.
+pub const LEAK_QUARTER_MIN: f64 = 0.4;
+
+/// Failed connects. A program that waits for its database tries every second or so.
+pub const REFUSED_MIN: u64 = 20;
+pub const REFUSED_RATE_MIN_PER_S: f64 = 3.0;
+/// Of all attempts.
+pub const REFUSED_SHARE_MIN: f64 = 0.5;
+/// Fewer, with a success at the end, was a wait.
+pub const REFUSED_WAIT_MAX: u64 = 100;
+
+/// Destinations of one call site.
+pub const SPREAD_MIN: u64 = 30;
+pub const SPREAD_PER_DESTINATION_MAX: f64 = 3.0;
+
+/// Failed connects from a port that was bound before: one may be a race.
+pub const CONFLICTS_CONNECT_MIN: u64 = 3;
+/// Failed binds that make a finding although one worked in the end.
+pub const CONFLICTS_RESOLVED_MIN: u64 = 20;
+
+/// Ports of the range held by bind() without a number.
+pub const HOARD_MIN: u64 = 4;
+pub const HOARD_SHARE_MIN: f64 = 0.25;
+
+/// Sockets a second. Every lookup of a name is one, and a few of those a second are usual.
+pub const UDP_RATE_MIN_PER_S: f64 = 5.0;

@@ -5,6 +5,7 @@
 mod error;
 mod file;
 pub mod format;
+pub mod live;
 mod reader;
 mod sink;
 #[cfg(test)]

@@ -335,6 +335,7 @@ impl Ledger {
         if let Some((_, row)) = self.sites.get_mut(&site) {
             *row.failures.entry(Arc::clone(&errno)).or_default() += 1;
             row.failed.open(at_ns);
+            row.portless += u64::from(event.lport.is_none());
             row.searched += u64::from(has_run_out);
             // A port that was asked for by number, or bound before: another socket has it.
             let is_taken = &*errno == "EADDRINUSE" || (!is_bind && &*errno == "EADDRNOTAVAIL");

@@ -6,7 +6,7 @@ const NS_PER_S: i128 = 1_000_000_000;
 
 /// Turns monotonic times into text. Events come about in order, so the text of the last second is kept and
 /// only its nanoseconds are written anew.
-pub(super) struct Clock {
+pub(crate) struct Clock {
     /// Monotonic and wall-clock time of the same moment.
     anchor_mono_ns: u64,
     anchor_wall_ns: i128,

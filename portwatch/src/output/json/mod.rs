@@ -6,7 +6,7 @@
 
 #[cfg(test)]
 mod bench;
-mod clock;
+pub(crate) mod clock;
 mod lines;
 mod object;
 #[cfg(test)]
@@ -200,6 +200,14 @@ fn put_endpoints(line: &mut Object, endpoints: &Endpoints) {
     line.number_or_null("rport", endpoints.remote_port);
 }
 
+/// The failing call is a connect also where an earlier bind got the port.
+pub(crate) fn how_of_failure(how: How) -> How {
+    match how {
+        How::Bind | How::Listen | How::None => How::Connect,
+        how @ (How::Connect | How::Autobind) => how,
+    }
+}
+
 /// What only this type of event has.
 fn put_what(line: &mut Object, clock: &Clock, what: &What, hold: &Hold) {
     match what {
@@ -211,12 +219,7 @@ fn put_what(line: &mut Object, clock: &Clock, what: &What, hold: &Hold) {
             }
         }
         What::ConnectFailed { errno, is_abandoned } => {
-            // The failing call is a connect also where an earlier bind got the port.
-            let how = match hold.how {
-                How::Bind | How::Listen | How::None => How::Connect,
-                how @ (How::Connect | How::Autobind) => how,
-            };
-            line.name_or_null("how", how.name());
+            line.name_or_null("how", how_of_failure(hold.how).name());
             match errno {
                 Some(errno) => line.text("errno", &errno::name(*errno)),
                 None => line.null("errno"),
