@@ -74,6 +74,8 @@ pub struct Pool {
     pub failures: u64,
     pub first_ns: Option<i64>,
     pub first_failure_ns: Option<i64>,
+    /// Ports of the range that binds held at the first failure.
+    pub bound_at_failure: Option<u64>,
     pub last_ns: i64,
     /// Life of full sockets, from allocation to TIME_WAIT or release.
     pub lives: u64,
@@ -153,8 +155,9 @@ impl Pool {
     }
 
     /// A connect found no port.
-    pub fn fail(&mut self, at_ns: i64) {
+    pub fn fail(&mut self, at_ns: i64, bound: impl FnOnce() -> u64) {
         self.failures += 1;
+        self.bound_at_failure.get_or_insert_with(bound);
         self.first_failure_ns.get_or_insert(at_ns);
         self.seen(at_ns);
     }

@@ -14,8 +14,10 @@ use super::failure::Failure;
 use crate::bpf::{KernelFilters, Rung, Sizes, StackWalk};
 use crate::filters::comm::CommPatterns;
 use crate::filters::ports::PortSet;
+use crate::filters::replay::Replay;
 use crate::kernel::cgroups::Cgroups;
 use crate::kernel::netns::Namespace;
+use crate::recording::format::Proto;
 use crate::session::Request;
 
 /// Which sockets, and which of their events.
@@ -159,6 +161,52 @@ fn ring_mib(text: &str) -> Result<u32, String> {
         Ok(mib) if mib.is_power_of_two() && mib <= 1024 => Ok(mib),
         _ => Err(format!("`{}` is not a size; write a power of two from 1 to 1024", text.escape_debug())),
     }
+}
+
+/// The same filters for a log that is read, where /proc of this host means nothing.
+pub fn replay(filters: &FilterArgs) -> Result<Replay> {
+    for protocol in &filters.proto {
+        if !matches!(protocol.as_str(), "tcp" | "udp") {
+            return Err(Failure::usage(anyhow!(
+                "unknown protocol `{}`\n  next: use `tcp`, `udp`, or leave it out",
+                protocol.escape_debug()
+            )));
+        }
+    }
+    let comm = match filters.comm.as_slice() {
+        [] => None,
+        comm => Some(CommPatterns::new(comm).map_err(Failure::usage)?),
+    };
+    // A log names a namespace by its inode; a process or a file of this host may be another one by now.
+    let inode = |text: &String| {
+        text.parse().map_err(|_| {
+            Failure::usage(anyhow!(
+                "`--netns {}` is no inode number\n  next: with a log, give the number that its `netns` lines have",
+                text.escape_debug()
+            ))
+        })
+    };
+    Ok(Replay {
+        pids: filters.pids.clone(),
+        follow: filters.follow,
+        comm,
+        uids: filters.uid.clone(),
+        cgroup: filters.cgroup.as_ref().map(|path| path.to_string_lossy().into_owned()),
+        container: filters.container.clone(),
+        netns: filters.netns.iter().map(inode).collect::<Result<_>>()?,
+        ports_remote: union(&filters.dport),
+        ports_local: union(&filters.lport),
+        addrs_remote: filters.dst.clone(),
+        addrs_local: filters.src.clone(),
+        ipv4_only: filters.ipv4,
+        ipv6_only: filters.ipv6,
+        protos: filters
+            .proto
+            .iter()
+            .map(|protocol| if protocol == "udp" { Proto::Udp } else { Proto::Tcp })
+            .collect(),
+        ..Replay::default()
+    })
 }
 
 /// Turns what was typed into what a run needs, and checks everything that can be checked before anything is loaded.

@@ -1,8 +1,10 @@
 //! The command line: one file per command, with what it takes and what it does.
 
 mod args;
+mod check;
 mod demo;
 mod doctor;
+mod explain;
 pub mod failure;
 mod record;
 mod report;
@@ -31,9 +33,10 @@ Examples:
   portwatch trace -- curl example.com    a command and its children
   portwatch record -o log.jsonl.zst      everything, to a file
   portwatch report log.jsonl.zst         who churns or leaks ports, and what to change
+  portwatch check -- pytest              fails if the tests churn or leak ports
   portwatch demo churn                   a connect-per-request client, traced
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 77 this host cannot run it.")]
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a check failed, 4 a check is not sure, 77 this host cannot run it.")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -44,6 +47,8 @@ enum Command {
     Trace(trace::TraceArgs),
     Record(record::RecordArgs),
     Report(report::ReportArgs),
+    Check(check::CheckArgs),
+    Explain(explain::ExplainArgs),
     Demo(demo::DemoArgs),
     Doctor(doctor::DoctorArgs),
 }
@@ -61,6 +66,8 @@ pub fn run() -> Result<ExitCode> {
         Command::Trace(args) => trace::run(args),
         Command::Record(args) => record::run(args),
         Command::Report(args) => report::run(args),
+        Command::Check(args) => check::run(args),
+        Command::Explain(args) => explain::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Demo(args) => demo::run(args),
     }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
-use super::args::{FilterArgs, LimitArgs, TraceSetup, request};
+use super::args::{FilterArgs, LimitArgs, TraceSetup, replay, request};
 use super::failure::Failure;
 use crate::aggregate::ledger::Ledger;
 use crate::diagnosis::diagnose;
@@ -79,7 +79,7 @@ pub fn run(args: ReportArgs) -> Result<ExitCode> {
         if is_live {
             return Err(files_and_live("report"));
         }
-        let ledger = read(&args.files)?;
+        let ledger = read(&args.files, &args.filters)?;
         args.form.write(&diagnose(&ledger))?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -90,7 +90,7 @@ pub fn run(args: ReportArgs) -> Result<ExitCode> {
         )));
     }
     let mut request = request(&args.filters, &args.limits, &args.setup, args.command)?;
-    request.is_stdout_taken = args.form.output.is_none();
+    request.is_stdout_taken = !args.form.is_to_file();
     let (ledger, outcome) = live(request)?;
     args.form.write(&diagnose(&ledger))?;
     Ok(ExitCode::from(outcome.code()))
@@ -126,14 +126,18 @@ pub fn files_and_live(command: &str) -> anyhow::Error {
 }
 
 /// Reads logs into one ledger, in the order of their starts.
-pub fn read(files: &[PathBuf]) -> Result<Ledger> {
+pub fn read(files: &[PathBuf], filters: &FilterArgs) -> Result<Ledger> {
+    let mut filter = replay(filters)?;
     let mut readers: Vec<Reader> = files.iter().map(|file| Reader::open(file)).collect::<Result<_, _>>()?;
     readers.sort_by(|a, b| a.header().started.cmp(&b.header().started));
     let mut ledger = Ledger::default();
     for reader in readers {
         ledger.begin(reader.header());
         for line in reader {
-            ledger.line(&line?);
+            let line = line?;
+            if filter.wants(&line) {
+                ledger.line(&line);
+            }
         }
         ledger.end();
     }
@@ -141,6 +145,15 @@ pub fn read(files: &[PathBuf]) -> Result<Ledger> {
 }
 
 impl FormArgs {
+    /// Whether anything but the defaults was typed.
+    pub fn is_asked_for(&self) -> bool {
+        self.format != Format::Text || self.output.is_some()
+    }
+
+    pub fn is_to_file(&self) -> bool {
+        self.output.as_deref().is_some_and(|path| path != Path::new("-"))
+    }
+
     pub fn write(&self, report: &Report) -> Result<()> {
         let has_color = self.output.is_none() && self.color.is_on(&std::io::stdout());
         let text = match self.format {

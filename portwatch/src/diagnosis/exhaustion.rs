@@ -54,7 +54,7 @@ fn finding(context: &Context, group: &Group, pool: Option<&Pool>) -> Finding {
     let mut range = None;
     if let Some(pool) = pool {
         let mut put = |name, value: Option<f64>| value.map(|value| evidence.insert(name, value));
-        bound = pool.inputs.bound_ports;
+        bound = pool.inputs.bound_ports.max(pool.inputs.bound_ports_at_failure.unwrap_or(0));
         range =
             pool.inputs.port_range.map(|(low, high)| u64::from(high - low) + 1 - pool.inputs.reserved_ports);
         put("capacity", pool.capacity.map(|capacity| capacity as f64));

@@ -57,6 +57,9 @@ fn row(ledger: &Ledger, key: &PoolKey, pool: &Pool) -> Row {
             bound: (is_bound_known && capacity.is_some()).then_some(bound),
         },
         utilization: utilization.map(round),
+        utilization_peak: capacity
+            .filter(|&capacity| capacity > 0)
+            .map(|capacity| round(pool.peak as f64 / capacity as f64)),
         peak: pool.peak,
         rate_per_s: rates.map(|rates| round(rates.takes_per_s)),
         sustainable_per_s: sustainable_per_s.map(round),
@@ -98,6 +101,7 @@ fn inputs(
         port_range: namespace.range(),
         reserved_ports: namespace.reserved(),
         bound_ports,
+        bound_ports_at_failure: pool.bound_at_failure,
         capacity_is_upper_bound: !is_bound_known,
         tcp_tw_reuse: reuse,
         tcp_tw_reuse_delay_ms: delay_ms,

@@ -167,6 +167,7 @@ pub struct Pool {
     pub capacity: Option<u64>,
     pub in_use: InUse,
     pub utilization: Option<f64>,
+    pub utilization_peak: Option<f64>,
     pub peak: u64,
     pub rate_per_s: Option<f64>,
     /// Connects a second that the pool carries for ever; null: nothing has ended yet.
@@ -216,6 +217,8 @@ pub struct Inputs {
     pub port_range: Option<(u16, u16)>,
     pub reserved_ports: u64,
     pub bound_ports: u64,
+    /// The same when a connect first found no port.
+    pub bound_ports_at_failure: Option<u64>,
     /// Ports bound before the start are not known: the capacity is an upper bound.
     pub capacity_is_upper_bound: bool,
     pub tcp_tw_reuse: Option<u32>,

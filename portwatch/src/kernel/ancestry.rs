@@ -19,10 +19,23 @@ pub struct Ancestry {
     owners: HashMap<(u32, u64), ()>,
 }
 
+/// What records tell of a process that /proc no longer shows.
+#[derive(Clone, Debug, Default)]
+pub struct Followed {
+    pub ppid: Option<u32>,
+    pub exe: Option<String>,
+}
+
 impl Ancestry {
-    /// Parents of an owner that were not told yet, nearest first. Empty once it was asked for; processes that are gone
-    /// end the list.
-    pub fn news(&mut self, pid: u32, start_boot_ns: u64, ppid: u32, mono_ns: u64) -> Vec<Ancestor> {
+    /// Parents of an owner that were not told yet, nearest first. Empty once it was asked for; where a process is gone
+    /// and was not followed, the list ends.
+    pub fn news(
+        &mut self,
+        (pid, start_boot_ns): (u32, u64),
+        ppid: u32,
+        mono_ns: u64,
+        followed: impl Fn(u32) -> Followed,
+    ) -> Vec<Ancestor> {
         if self.owners.contains_key(&(pid, start_boot_ns)) {
             return Vec::new();
         }
@@ -33,7 +46,12 @@ impl Ancestry {
         let mut news = Vec::new();
         let mut next = ppid;
         while next > 1 && news.len() < DEPTH_MAX {
-            let Some((ancestor, start_ticks)) = read(next, mono_ns) else { break };
+            let gone = || {
+                let Followed { ppid, exe } = followed(next);
+                let ppid = Some(ppid?);
+                Some((Ancestor { mono_ns, pid: next, ppid, comm: None, exe }, 0))
+            };
+            let Some((ancestor, start_ticks)) = read(next, mono_ns).or_else(gone) else { break };
             if self.told.get(&next) == Some(&start_ticks) {
                 break;
             }
@@ -64,12 +82,29 @@ mod tests {
     fn a_parent_is_told_once() {
         let mut ancestry = Ancestry::default();
         let own = std::process::id();
-        let news = ancestry.news(5_000_000, 1, own, 7);
+        let nobody = |_| Followed::default();
+        let news = ancestry.news((5_000_000, 1), own, 7, nobody);
         assert_eq!(news[0].pid, own);
         assert_eq!(news[0].exe.as_deref(), std::env::current_exe().unwrap().to_str());
         assert_eq!(news[0].ppid, Some(std::os::unix::process::parent_id()));
-        assert!(ancestry.news(5_000_000, 1, own, 8).is_empty(), "the same owner");
-        assert!(ancestry.news(5_000_001, 2, own, 9).is_empty(), "another child of a parent that was told");
-        assert!(ancestry.news(5_000_002, 3, 4_900_000, 9).is_empty(), "no such process");
+        assert!(ancestry.news((5_000_000, 1), own, 8, nobody).is_empty(), "the same owner");
+        assert!(
+            ancestry.news((5_000_001, 2), own, 9, nobody).is_empty(),
+            "another child of one that was told"
+        );
+        assert!(ancestry.news((5_000_002, 3), 4_900_000, 9, nobody).is_empty(), "no such process");
+    }
+
+    #[test]
+    fn a_parent_that_is_gone_is_told_by_records() {
+        let own = std::process::id();
+        let followed = |pid| match pid {
+            4_900_000 => Followed { ppid: Some(own), exe: Some("/bin/dash".into()) },
+            _ => Followed::default(),
+        };
+        let news = Ancestry::default().news((5_000_000, 1), 4_900_000, 7, followed);
+        assert_eq!((news[0].pid, news[0].ppid), (4_900_000, Some(own)));
+        assert_eq!(news[0].exe.as_deref(), Some("/bin/dash"));
+        assert_eq!(news[1].pid, own);
     }
 }

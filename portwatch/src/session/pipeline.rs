@@ -19,7 +19,7 @@ use crate::aggregate::holds::{Holds, Joined};
 use crate::bpf::{NotRun, Received, Rung, Totals};
 use crate::event::decode::{Body, DecodeError, Record, records, snapshots};
 use crate::event::{Confidence, Event, Hold, RawSnapshot, RawStack, StackGap, StackId, StackState, Tuple};
-use crate::kernel::ancestry::Ancestry;
+use crate::kernel::ancestry::{Ancestry, Followed};
 use crate::kernel::cgroups::Cgroups;
 use crate::kernel::clock::{self, Anchor};
 use crate::kernel::netns::{self, Namespace};
@@ -345,7 +345,12 @@ impl Worker {
             self.netns(owner.tgid.unwrap_or(0), event.mono_ns)?;
         }
         if let Some((tgid, ppid, owner)) = hold.owner.as_ref().and_then(|it| Some((it.tgid?, it.ppid?, it))) {
-            for ancestor in self.ancestry.news(tgid, owner.start_boot_ns, ppid, event.mono_ns) {
+            let followed = |pid| Followed {
+                ppid: stacks.and_then(|stacks| stacks.parent(pid)),
+                exe: stacks.and_then(|stacks| stacks.program(pid, 0, event.mono_ns)),
+            };
+            let start = owner.start_boot_ns;
+            for ancestor in self.ancestry.news((tgid, start), ppid, event.mono_ns, followed) {
                 self.output.process(&ancestor)?;
             }
         }

@@ -150,6 +150,11 @@ impl Stacks {
         self.maps.program(tgid, start_boot_ns, mono_ns).map(elf::shown)
     }
 
+    /// The process that made a process, also when both are gone.
+    pub fn parent(&self, tgid: u32) -> Option<u32> {
+        self.maps.parent(tgid)
+    }
+
     /// What was refused or given up so far.
     pub fn counters(&self) -> Counters {
         Counters {

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use super::mapping::{Backing, Mapping, is_extension, overlay, parse, tidy};
 use super::opener::Opener;
 use super::start_time;
+use crate::aggregate::recent::Recent;
 
 /// Bytes of one `/proc/PID/maps` that are read. A line is about 100 bytes, and `vm.max_map_count` is 65530 by default.
 const MAPS_BYTES_MAX: u64 = 16 << 20;
@@ -121,9 +122,14 @@ pub struct ProcessMaps {
     is_followed: bool,
     /// Processes in which other code came to stand where code was.
     replaced: Vec<u32>,
+    /// Who made whom: a wrapper is gone before anybody could ask.
+    parents: Recent<u32, u32>,
     opener: Opener,
     counters: Counters,
 }
+
+/// 16 bytes each.
+const PARENTS_MAX: usize = 65_536;
 
 impl ProcessMaps {
     /// Keeps at most `capacity` address spaces.
@@ -137,6 +143,7 @@ impl ProcessMaps {
             exits: VecDeque::new(),
             is_followed: false,
             replaced: Vec::new(),
+            parents: Recent::new(PARENTS_MAX),
             opener,
             counters: Counters::default(),
         }
@@ -207,6 +214,11 @@ impl ProcessMaps {
         self.spaces.get(&tgid)?.get(at)?.program.as_deref()
     }
 
+    /// The process that made a process, where that was followed.
+    pub fn parent(&self, tgid: u32) -> Option<u32> {
+        self.parents.peek(&tgid).copied()
+    }
+
     /// As [`ProcessMaps::find`], but looks into `/proc` again if it can, because an address was in no known mapping.
     ///
     /// # Errors
@@ -221,6 +233,7 @@ impl ProcessMaps {
 
     /// A process was made. It has its parent's mappings.
     pub(super) fn forked(&mut self, tgid: u32, parent: u32, start_boot_ns: u64, mono_ns: u64) {
+        self.parents.insert(tgid, parent);
         // A parent from before the start is read now: the child may not live long enough to be read itself.
         let from = match self.current(parent) {
             Some(space) if space.is_complete => Some(space.clone()),

@@ -346,8 +346,9 @@ impl Ledger {
         self.member(site, member, event, at_ns, |member| member.failures += 1);
         if has_run_out && !is_bind {
             let pool = self.pool_of(event);
-            if let Some(pool) = self.pool_mut(pool) {
-                pool.fail(at_ns);
+            let namespace = self.namespaces.get(&(self.host, event.netns));
+            if let Some((_, pool)) = pool.and_then(|pool| self.pools.get_mut(&pool)) {
+                pool.fail(at_ns, || namespace.map_or(0, |namespace| namespace.bound(event.proto).0));
             }
         }
         // An attempt without a port is over with its failure.

@@ -3,7 +3,7 @@
 use anstyle::{AnsiColor, Style};
 
 use super::words::{blamed, duration, evidence, fit, fit_end, grouped, number, percent, seconds, who};
-use crate::diagnosis::report::{Finding, Pool, Report, Row, Severity};
+use crate::diagnosis::report::{Finding, Knob, Pool, Report, Row, Severity};
 use crate::output::escape::printable;
 
 /// Columns of the screen that it must fit.
@@ -64,9 +64,12 @@ pub fn text(report: &Report, top: usize, has_color: bool) -> String {
     if report.findings.is_empty() {
         page.line(GOOD, "Healthy: no findings.");
     }
+    let mut told: Vec<&[Knob]> = Vec::new();
     for finding in report.findings.iter().take(top) {
         page.text.push('\n');
-        self::finding(&mut page, finding);
+        let is_told = told.contains(&finding.knobs.as_slice());
+        told.push(&finding.knobs);
+        self::finding(&mut page, finding, if is_told { &[] } else { &finding.knobs });
     }
     more(&mut page, report.findings.len(), top, "findings");
     sites(&mut page, &report.call_sites, top);
@@ -111,7 +114,7 @@ fn head(page: &mut Page, report: &Report) {
     }
 }
 
-fn finding(page: &mut Page, finding: &Finding) {
+fn finding(page: &mut Page, finding: &Finding, knobs: &[Knob]) {
     let style = match finding.severity {
         Severity::Info => DIM,
         Severity::Warning => WARNING,
@@ -141,7 +144,7 @@ fn finding(page: &mut Page, finding: &Finding) {
     if !finding.advice.is_empty() {
         page.wrapped("  do  ", 6, &finding.advice);
     }
-    for knob in &finding.knobs {
+    for knob in knobs {
         let then = knob.then.as_deref().map_or(String::new(), |then| format!(" -> {then}"));
         let carries =
             knob.sustainable_per_s.map_or(String::new(), |s| format!(": would carry {}/s", number(s)));
@@ -221,7 +224,7 @@ fn pools(page: &mut Page, rows: &[Pool], top: usize) {
             maybe(pool.capacity.map(grouped)),
             maybe(pool.rate_per_s.map(number)),
             maybe(pool.sustainable_per_s.map(number)),
-            maybe(pool.exhaustion_in_s.map(seconds)),
+            maybe(pool.exhaustion_in_s.map(|s| if s == 0.0 { "now".to_owned() } else { seconds(s) })),
         );
         page.line(Style::new(), &line);
     }

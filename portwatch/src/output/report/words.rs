@@ -154,7 +154,7 @@ pub fn evidence(finding: &Finding) -> Vec<String> {
         clauses.push(format!("closed by {}", closers.join(", ")));
     }
     if let Some(conflicts) = count("conflicts") {
-        clauses.push(format!("{conflicts} refused binds"));
+        clauses.push(format!("{conflicts} x port taken"));
     }
     if let Some(port) = of("port") {
         clauses.push(format!("port {}", port as u64));
