@@ -5,6 +5,8 @@
 //! again or its TIME_WAIT must be over. All tables are bounded, and what is given up is counted.
 
 mod take;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -83,6 +85,8 @@ struct Hold {
     phase: Phase,
     has_connection: bool,
     has_ended: bool,
+    /// The last failed connect: one more at the same time is the same line again.
+    failed_ns: Option<i64>,
     /// Of a socket that asked for a port without a peer.
     bound: Option<u16>,
     is_in_range: bool,

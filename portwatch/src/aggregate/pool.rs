@@ -77,6 +77,7 @@ pub struct Pool {
     /// Ports of the range that binds held at the first failure.
     pub bound_at_failure: Option<u64>,
     pub last_ns: i64,
+    pub last_take_ns: i64,
     /// Life of full sockets, from allocation to TIME_WAIT or release.
     pub lives: u64,
     pub lives_ns: u128,
@@ -116,6 +117,7 @@ impl Pool {
 
     pub fn take(&mut self, at_ns: i64) {
         self.taken += 1;
+        self.last_take_ns = self.last_take_ns.max(at_ns);
         self.takes.count(at_ns);
         self.open(at_ns);
     }

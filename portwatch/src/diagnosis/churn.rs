@@ -32,7 +32,13 @@ struct Measure {
 
 pub fn judge(context: &Context, groups: &[Group], findings: &mut Vec<Finding>) {
     let mut rest: BTreeMap<(SiteKey, u16), Vec<&Group>> = BTreeMap::new();
-    for group in groups {
+    // What was folded is many destinations: nobody knows how many of each.
+    let is_judged = |group: &&Group| match group.key.peer {
+        Peer::To(..) => true,
+        Peer::None => group.key.proto == Proto::Udp,
+        Peer::Others => false,
+    };
+    for group in groups.iter().filter(is_judged) {
         let measure = measure(context, group);
         if is_churn(&measure) {
             findings.push(finding(context, group, &measure));

@@ -65,7 +65,9 @@ fn growth(group: &Group, now_ns: i64) -> Option<Growth> {
         gone += i64::from(ends) - i64::from(opens);
         gone >= half
     });
-    let until = closing.unwrap_or(rest.len());
+    // The timeline ends with its last slot, the window may go on.
+    let all = (now_ns - timeline.start_ns()?).max(0) / timeline.width_ns();
+    let until = closing.unwrap_or((all as usize).saturating_sub(peak.1));
     let quarters = up_to.len() / 4;
     let is_even = quarters > 0
         && up_to.chunks(quarters.max(1)).take(4).all(|quarter| {

@@ -13,7 +13,13 @@ mod leak;
 pub mod pools;
 mod refused;
 pub mod report;
+#[cfg(test)]
+pub(crate) mod scene;
+#[cfg(test)]
+mod schema_tests;
 mod spread;
+#[cfg(test)]
+mod tests;
 pub mod thresholds;
 
 use std::collections::BTreeMap;

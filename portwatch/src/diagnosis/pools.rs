@@ -10,6 +10,9 @@ use crate::recording::format::Proto;
 /// `TCP_TIMEWAIT_LEN` of the kernel.
 pub const TIME_WAIT_S: f64 = 60.0;
 
+/// A pool without a connect for this long, and for ten times the usual distance, has no rate any more.
+const SILENCE_MIN_S: f64 = 1.0;
+
 /// Kernels without `tcp_tw_reuse_delay` wait for the next whole second.
 const REUSE_DELAY_MS: u32 = 1_000;
 
@@ -42,7 +45,7 @@ fn row(ledger: &Ledger, key: &PoolKey, pool: &Pool) -> Row {
     let is_shown = is_sure(pool, ledger.now_ns(), FORECAST_SHOWN_TAKES_MIN, FORECAST_SHOWN_KNOWN_MIN_S);
     let forecast = capacity
         .zip(rates.filter(|_| is_shown))
-        .and_then(|(capacity, rates)| forecast(pool, &inputs, capacity, rates, held_s));
+        .and_then(|(capacity, rates)| forecast(ledger.now_ns(), pool, &inputs, capacity, rates, held_s));
     Row {
         host: groups::host_name(ledger, key.host),
         netns: key.netns,
@@ -133,13 +136,16 @@ struct Forecast {
 /// TIME_WAITs that a connect may take over do not fill it: then only live connections do. Where as many end as begin,
 /// the pool levels off at rate × time held, and runs out only if that is more than it has.
 fn forecast(
+    now_ns: i64,
     pool: &Pool,
     inputs: &Inputs,
     capacity: u64,
     rates: Rates,
     held_s: Option<f64>,
 ) -> Option<Forecast> {
-    if rates.takes == 0 {
+    // Silence that a steady rate would not have: it is over.
+    let silence_s = (now_ns - pool.last_take_ns) as f64 / 1e9;
+    if rates.takes == 0 || silence_s > SILENCE_MIN_S.max(10.0 / rates.takes_per_s) {
         return None;
     }
     let is_reusable = inputs.time_wait_is_reusable;

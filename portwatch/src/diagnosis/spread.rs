@@ -12,7 +12,9 @@ use crate::recording::format::Proto;
 
 pub fn judge(context: &Context, groups: &[Group], findings: &mut Vec<Finding>) {
     for (key, of_site) in by_site(groups) {
-        let destinations: u64 = of_site.iter().map(|group| 1 + group.site.folded).sum();
+        // One that was folded and came back counts twice.
+        let own = |group: &Group| u64::from(group.key.peer != Peer::Others);
+        let destinations: u64 = of_site.iter().map(|group| own(group) + group.site.folded).sum();
         let connections: u64 = of_site.iter().map(|group| group.site.attempts()).sum();
         if destinations < SPREAD_MIN || connections as f64 > SPREAD_PER_DESTINATION_MAX * destinations as f64
         {

@@ -137,6 +137,7 @@ impl Ledger {
             // What is older than the log is nobody's connection in it.
             has_connection: !is_new || event.proto == Proto::Udp,
             has_ended: false,
+            failed_ns: None,
             bound,
             is_in_range: self.is_in_range(event),
         };
@@ -324,6 +325,11 @@ impl Ledger {
     }
 
     fn failed(&mut self, id: u64, event: &Event, at_ns: i64) {
+        if let Some(hold) = self.holds.get_mut(&id)
+            && hold.failed_ns.replace(at_ns) == Some(at_ns)
+        {
+            return;
+        }
         let key = self.site_key(event);
         let site = self.site_id(key);
         let member = self.member_key(event);
