@@ -2,7 +2,9 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use super::{Ancestor, Frame, FrameKind, Header, Netns, Output, Process, Stack, StackAudit, StackShares, Summary};
+use super::{
+    Ancestor, Frame, FrameKind, Header, Netns, Output, Process, Stack, StackAudit, StackShares, Summary,
+};
 use crate::event::{
     Closer, Comm, Confidence, Direction, Endpoints, Errno, Event, Family, Hold, How, Owner, Protocol, Reason,
     SocketId, StackGap, StackId, StackState, TimeWaitState, Traffic, What,

@@ -83,6 +83,7 @@ impl<L: Lines> Live<L> {
             connect_ns: None,
             state: None,
             stack: hold.stack.map(|stack| stack.0.to_string()),
+            stack_gap: hold.stack_state.gap().map(|gap| gap.name().to_owned()),
             call_site: None,
             confidence: confidence(hold.confidence),
         }
@@ -255,11 +256,7 @@ impl<L: Lines> Output for Live<L> {
             lower_bound: summary.is_lower_bound,
             inferred: counts(&summary.inferred),
             filtered: counts(&summary.filtered),
-            stacks: format::StackShares {
-                complete: summary.stacks.complete,
-                partial: summary.stacks.partial,
-                none: summary.stacks.none,
-            },
+            stacks: stacks(&summary.stacks),
             duration_ns: summary.duration_ns,
             ended_by: summary.ended_by.to_owned(),
             complete: true,
@@ -269,6 +266,28 @@ impl<L: Lines> Output for Live<L> {
 
     fn flush(&mut self) -> Result<()> {
         Ok(())
+    }
+}
+
+fn stacks(shares: &output::StackShares) -> format::StackShares {
+    let audit = &shares.audit;
+    let audit = [
+        ("checked", audit.checked()),
+        ("matched", audit.matched + audit.matched_in_part),
+        ("matched_in_part", audit.matched_in_part),
+        ("mismatched", audit.mismatched),
+        ("unknown", audit.unknown),
+        ("missed", audit.missed),
+    ];
+    format::StackShares {
+        complete: shares.complete,
+        partial: shares.partial,
+        none: shares.none,
+        gaps: shares.gaps.iter().map(|(gap, &count)| (gap.name().to_owned(), count)).collect(),
+        walked: Some(shares.walked),
+        snapshots: Some(shares.snapshots),
+        rate_limited: Some(shares.rate_limited),
+        audit: Some(audit.map(|(name, count)| (name.to_owned(), count)).into()),
     }
 }
 
