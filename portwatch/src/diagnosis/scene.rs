@@ -1,6 +1,5 @@
 //! Logs made in memory, for tests: clients that behave well and badly, second by second.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use crate::aggregate::ledger::Ledger;
@@ -212,7 +211,7 @@ impl Scene {
                 complete: 0,
                 partial: 0,
                 none: 0,
-                gaps: BTreeMap::new(),
+                gaps: Default::default(),
                 walked: None,
                 snapshots: None,
                 rate_limited: None,

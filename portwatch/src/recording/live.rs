@@ -2,8 +2,6 @@
 //!
 //! [`super::Reader`] on the log and this on the run give the same lines: a test plays both.
 
-use std::collections::BTreeMap;
-
 use anyhow::Result;
 
 use super::format::{self, Line};
@@ -258,21 +256,7 @@ impl<L: Lines> Output for Live<L> {
             lower_bound: summary.is_lower_bound,
             inferred: counts(&summary.inferred),
             filtered: counts(&summary.filtered),
-            stacks: format::StackShares {
-                complete: summary.stacks.complete,
-                partial: summary.stacks.partial,
-                none: summary.stacks.none,
-                gaps: summary
-                    .stacks
-                    .gaps
-                    .iter()
-                    .map(|(gap, &count)| (gap.name().to_owned(), count))
-                    .collect(),
-                walked: Some(summary.stacks.walked),
-                snapshots: Some(summary.stacks.snapshots),
-                rate_limited: Some(summary.stacks.rate_limited),
-                audit: Some(audit(&summary.stacks.audit)),
-            },
+            stacks: stacks(&summary.stacks),
             duration_ns: summary.duration_ns,
             ended_by: summary.ended_by.to_owned(),
             complete: true,
@@ -285,8 +269,9 @@ impl<L: Lines> Output for Live<L> {
     }
 }
 
-fn audit(audit: &output::StackAudit) -> BTreeMap<String, u64> {
-    let counts = [
+fn stacks(shares: &output::StackShares) -> format::StackShares {
+    let audit = &shares.audit;
+    let audit = [
         ("checked", audit.checked()),
         ("matched", audit.matched + audit.matched_in_part),
         ("matched_in_part", audit.matched_in_part),
@@ -294,7 +279,16 @@ fn audit(audit: &output::StackAudit) -> BTreeMap<String, u64> {
         ("unknown", audit.unknown),
         ("missed", audit.missed),
     ];
-    counts.into_iter().map(|(name, count)| (name.to_owned(), count)).collect()
+    format::StackShares {
+        complete: shares.complete,
+        partial: shares.partial,
+        none: shares.none,
+        gaps: shares.gaps.iter().map(|(gap, &count)| (gap.name().to_owned(), count)).collect(),
+        walked: Some(shares.walked),
+        snapshots: Some(shares.snapshots),
+        rate_limited: Some(shares.rate_limited),
+        audit: Some(audit.map(|(name, count)| (name.to_owned(), count)).into()),
+    }
 }
 
 fn comm(comm: Comm) -> String {
