@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use portwatch_common::wire::{EVENT_KINDS, EVENT_NAMES};
 
-use crate::bpf::{self, KernelFilters, Plan, Queue, Rung, Sizes, StackWalk, Tracing};
+use crate::bpf::{self, KernelFilters, Plan, Protocols, Queue, Rung, Sizes, StackWalk, Tracing};
 use crate::cli::failure::{self, Failure};
 use crate::kernel::{clock, host, offsets, tracefs};
 use crate::output::{Header, Output};
@@ -30,6 +30,7 @@ use crate::output::{Header, Output};
 pub struct Request {
     pub rung: Option<Rung>,
     pub filters: KernelFilters,
+    pub protocols: Protocols,
     /// Bit per [`portwatch_common::wire::kind`].
     pub kinds: u32,
     pub accepted: bool,
@@ -162,7 +163,7 @@ fn trace(
     let mut output = output()?;
     output.header(&header(request, rung, &anchor)?)?;
     let reader = reader.start(Arc::clone(&shared.queue))?;
-    for note in self_test::run(&shared.tracing(), rung) {
+    for note in self_test::run(&shared.tracing(), rung, request.protocols) {
         eprintln!("portwatch: note: {note}");
     }
     let pipeline = pipeline::start(request, Arc::clone(shared), output, anchor)?;
@@ -202,6 +203,7 @@ fn load(request: &Request) -> Result<(Tracing, bpf::Reader)> {
         offsets: resolved.offsets,
         missing: &resolved.missing,
         filters: &request.filters,
+        protocols: request.protocols,
         sizes: request.sizes,
         kinds: request.kinds,
         accepted: request.accepted,
