@@ -1,3 +1,4 @@
 //! What follows from events. No I/O, no clock: time comes in the events.
 
 pub mod holds;
+pub mod sightings;
