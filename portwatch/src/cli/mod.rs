@@ -5,6 +5,7 @@ mod demo;
 mod doctor;
 pub mod failure;
 mod record;
+mod snapshot;
 mod trace;
 
 use std::process::ExitCode;
@@ -29,6 +30,7 @@ Examples:
   portwatch trace -Z                     only connects and binds that fail
   portwatch trace -- curl example.com    a command and its children
   portwatch record -o log.jsonl.zst      everything, to a file
+  portwatch snapshot                     ports in use now, without tracing
   portwatch demo churn                   a connect-per-request client, traced
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 77 this host cannot run it.")]
@@ -41,6 +43,7 @@ struct Cli {
 enum Command {
     Trace(trace::TraceArgs),
     Record(record::RecordArgs),
+    Snapshot(snapshot::SnapshotArgs),
     Demo(demo::DemoArgs),
     Doctor(doctor::DoctorArgs),
 }
@@ -57,6 +60,7 @@ pub fn run() -> Result<ExitCode> {
     match cli.command {
         Command::Trace(args) => trace::run(args),
         Command::Record(args) => record::run(args),
+        Command::Snapshot(args) => snapshot::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Demo(args) => demo::run(args),
     }

@@ -4,12 +4,14 @@
 //! calling one waits for whatever ends the run.
 
 mod audit;
-mod baseline;
+pub(crate) mod baseline;
 mod control;
 mod follow;
 mod listings;
 mod pipeline;
 mod self_test;
+
+pub use follow::must_exist;
 
 use std::collections::{BTreeMap, HashSet};
 use std::os::unix::process::ExitStatusExt;
