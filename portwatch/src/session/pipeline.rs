@@ -20,7 +20,9 @@ use crate::aggregate::holds::{Holds, Joined};
 use crate::aggregate::sightings::{Alive, Sightings};
 use crate::bpf::{NotRun, Received, Rung, Totals};
 use crate::event::decode::{Body, DecodeError, Record, records, snapshots};
-use crate::event::{Confidence, Event, Hold, Protocol, RawSnapshot, RawStack, StackGap, StackId, StackState, Tuple, What};
+use crate::event::{
+    Confidence, Event, Hold, Protocol, RawSnapshot, RawStack, StackGap, StackId, StackState, Tuple, What,
+};
 use crate::kernel::cgroups::Cgroups;
 use crate::kernel::clock::{self, Anchor};
 use crate::kernel::netns::{self, Namespace};
