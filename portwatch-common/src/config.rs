@@ -88,6 +88,8 @@ pub struct Offsets {
     pub file_inode: u32,
     /// `struct inode`, `i_mode`
     pub inode_mode: u32,
+    /// `struct inode`, `i_ino`
+    pub inode_number: u32,
     // struct css_set, struct cgroup
     pub css_set_dfl_cgrp: u32,
     pub cgroup_level: u32,
@@ -127,6 +129,10 @@ pub mod filter {
     pub const IPV4: u32 = 1 << 10;
     /// Only IPv6 addresses.
     pub const IPV6: u32 = 1 << 11;
+    /// No TCP.
+    pub const NO_TCP: u32 = 1 << 12;
+    /// No UDP.
+    pub const NO_UDP: u32 = 1 << 13;
 
     /// Filters that can be judged only when the peer is known.
     pub const NEEDS_PEER: u32 = PORT_REMOTE | ADDR_REMOTE;

@@ -1,12 +1,14 @@
 //! The life of a slot: begun, allocated, failed, ended. The hooks decide when, this decides what follows.
 
+use portwatch_common::config::rung;
 use portwatch_common::counters::miss;
 use portwatch_common::wire::{self, Endpoints, confidence, failed_flags, how, kind, reason};
 
+use crate::hooks::udp_syscalls;
 use crate::maps::{PREEXISTING, SLOT_SCRATCH, SOCKETS};
 use crate::settings::setting;
 use crate::slot::{Slot, flags};
-use crate::sock::Sock;
+use crate::sock::{IPPROTO_UDP, Sock};
 use crate::{counters, emit, filter, owner, stack};
 
 /// The slot of a socket, if it is tracked.
@@ -165,12 +167,16 @@ pub struct Asked {
     pub how: u8,
     /// The address that bind() asked for, where it failed.
     pub requested: Option<crate::sock::Sockaddr>,
+    /// Where a UDP socket that is bound by its first datagram sends that.
+    pub peer: Option<crate::sock::Sockaddr>,
+    /// Number of the socket's file, on the tracepoint rung; else 0.
+    pub inode: u64,
     /// 0: the socket has a port.
     pub errno: u32,
 }
 
-/// A bind or listen of the running task ended. One place for success and failure: the walk of the stack is most of
-/// what the verifier has to look at.
+/// A bind or listen of the running task ended, or a UDP socket got its port otherwise. One place for success and
+/// failure: the walk of the stack is most of what the verifier has to look at.
 #[inline(always)]
 pub fn asked(sk: Sock, place: u32, asked: &Asked, now_ns: u64) -> Option<()> {
     if asked.errno == 0
@@ -190,6 +196,10 @@ pub fn asked(sk: Sock, place: u32, asked: &Asked, now_ns: u64) -> Option<()> {
         slot.hold.endpoints.port_local = requested.port;
         slot.hold.endpoints.addr_local = requested.address;
     }
+    if let Some(peer) = asked.peer {
+        slot.hold.endpoints.port_remote = peer.port;
+        slot.hold.endpoints.addr_remote = peer.address;
+    }
     if !wants_addresses_but_peer(&slot.hold.endpoints) {
         return None;
     }
@@ -204,7 +214,10 @@ pub fn asked(sk: Sock, place: u32, asked: &Asked, now_ns: u64) -> Option<()> {
     slot.allocated_ns = now_ns;
     slot.hold.confidence = confidence::EXACT;
     slot.flags |= flags::HAS_PORT;
-    if filter::needs_peer() {
+    if asked.how == how::CONNECT {
+        // The rest of connect() finds the addresses.
+        slot.flags |= flags::AWAITS_PEER;
+    } else if filter::needs_peer() && !(asked.peer.is_some() && filter::wants_peer(&slot.hold.endpoints)) {
         if is_listen {
             return None;
         }
@@ -214,7 +227,11 @@ pub fn asked(sk: Sock, place: u32, asked: &Asked, now_ns: u64) -> Option<()> {
         slot.flags |= flags::IS_LISTENING;
     }
     emit::port_allocated(slot, now_ns);
-    track(sk, slot);
+    if setting!(rung) == rung::TRACEPOINT && slot.hold.endpoints.protocol == IPPROTO_UDP {
+        udp_syscalls::told(asked.inode, slot);
+    } else {
+        track(sk, slot);
+    }
     Some(())
 }
 

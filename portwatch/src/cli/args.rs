@@ -11,7 +11,7 @@ use portwatch_common::wire::{EVENT_NAMES, kind};
 use serde_json::{Value, json};
 
 use super::failure::Failure;
-use crate::bpf::{KernelFilters, Rung, Sizes, StackWalk};
+use crate::bpf::{KernelFilters, Protocols, Rung, Sizes, StackWalk};
 use crate::filters::comm::CommPatterns;
 use crate::filters::ports::PortSet;
 use crate::filters::replay::Replay;
@@ -63,7 +63,7 @@ pub struct FilterArgs {
     /// Only IPv6 addresses
     #[arg(short = '6')]
     ipv6: bool,
-    /// Only this protocol; tcp is the one there is so far
+    /// Only these protocols, tcp or udp [default: both]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     proto: Vec<String>,
     /// Only these events, as in `connect_failed,time_wait`
@@ -212,6 +212,47 @@ pub fn replay(filters: &FilterArgs) -> Result<Replay> {
     })
 }
 
+impl FilterArgs {
+    /// Refuses, for commands that look at sockets, the flags that choose events.
+    pub fn must_be_for_sockets(&self) -> Result<()> {
+        let chooses_events = [
+            (!self.events.is_empty(), "--events"),
+            (self.failed_only, "--failed-only"),
+            (self.accepted, "--accepted"),
+        ];
+        match chooses_events.into_iter().find(|(is_on, _)| *is_on) {
+            None => Ok(()),
+            Some((_, flag)) => Err(Failure::usage(anyhow!(
+                "`{flag}` chooses events, and this command shows none\n  next: leave it out, or use `portwatch trace`"
+            ))),
+        }
+    }
+}
+
+/// The filters that the kernel side judges.
+pub fn kernel_filters(filters: &FilterArgs) -> Result<KernelFilters> {
+    let comm = if filters.comm.is_empty() {
+        None
+    } else {
+        Some(CommPatterns::new(&filters.comm).map_err(Failure::usage)?)
+    };
+    Ok(KernelFilters {
+        pids: filters.pids.clone(),
+        parents: Vec::new(),
+        follow: filters.follow,
+        comm,
+        uids: filters.uid.clone(),
+        cgroup: cgroup(filters)?,
+        netns: filters.netns.iter().map(|text| netns(text)).collect::<Result<_>>()?,
+        ports_remote: union(&filters.dport),
+        ports_local: union(&filters.lport),
+        addrs_remote: filters.dst.clone(),
+        addrs_local: filters.src.clone(),
+        ipv4_only: filters.ipv4,
+        ipv6_only: filters.ipv6,
+    })
+}
+
 /// Turns what was typed into what a run needs, and checks everything that can be checked before anything is loaded.
 pub fn request(
     filters: &FilterArgs,
@@ -219,44 +260,10 @@ pub fn request(
     setup: &TraceSetup,
     command: Vec<String>,
 ) -> Result<Request> {
-    for protocol in &filters.proto {
-        match protocol.as_str() {
-            "tcp" => {}
-            "udp" => {
-                let error =
-                    anyhow!("UDP is not traced by this version\n  next: use `--proto tcp`, or leave it out");
-                return Err(Failure::usage(error));
-            }
-            other => {
-                return Err(Failure::usage(anyhow!(
-                    "unknown protocol `{}`\n  next: use `--proto tcp`, or leave it out",
-                    other.escape_debug()
-                )));
-            }
-        }
-    }
-    let comm = if filters.comm.is_empty() {
-        None
-    } else {
-        Some(CommPatterns::new(&filters.comm).map_err(Failure::usage)?)
-    };
     Ok(Request {
         rung: setup.rung,
-        filters: KernelFilters {
-            pids: filters.pids.clone(),
-            parents: Vec::new(),
-            follow: filters.follow,
-            comm,
-            uids: filters.uid.clone(),
-            cgroup: cgroup(filters)?,
-            netns: filters.netns.iter().map(|text| netns(text)).collect::<Result<_>>()?,
-            ports_remote: union(&filters.dport),
-            ports_local: union(&filters.lport),
-            addrs_remote: filters.dst.clone(),
-            addrs_local: filters.src.clone(),
-            ipv4_only: filters.ipv4,
-            ipv6_only: filters.ipv6,
-        },
+        filters: kernel_filters(filters)?,
+        protocols: protocols(filters)?,
         kinds: kinds(filters)?,
         accepted: filters.accepted,
         stacks: !setup.no_stacks,
@@ -281,6 +288,27 @@ pub fn request(
 
 fn union(sets: &[PortSet]) -> Option<PortSet> {
     sets.iter().cloned().reduce(|all, more| all.union(&more))
+}
+
+/// The protocols that are wanted.
+pub fn protocols(filters: &FilterArgs) -> Result<Protocols> {
+    if filters.proto.is_empty() {
+        return Ok(Protocols::ALL);
+    }
+    let mut protocols = Protocols { tcp: false, udp: false };
+    for protocol in &filters.proto {
+        match protocol.as_str() {
+            "tcp" => protocols.tcp = true,
+            "udp" => protocols.udp = true,
+            other => {
+                return Err(Failure::usage(anyhow!(
+                    "unknown protocol `{}`\n  next: use `--proto tcp` or `--proto udp`, or leave it out",
+                    other.escape_debug()
+                )));
+            }
+        }
+    }
+    Ok(protocols)
 }
 
 /// The event kinds that are wanted, one bit each.

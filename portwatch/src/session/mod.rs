@@ -4,14 +4,17 @@
 //! [`pipeline`] turns records into lines, and the calling one waits for whatever ends the run.
 
 mod audit;
-mod baseline;
+pub(crate) mod baseline;
 mod control;
 mod follow;
 mod learner;
+mod listings;
 mod pipeline;
 mod self_test;
 
-use std::collections::BTreeMap;
+pub use follow::must_exist;
+
+use std::collections::{BTreeMap, HashSet};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,7 +25,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use portwatch_common::wire::{EVENT_KINDS, EVENT_NAMES};
 
-use crate::bpf::{self, KernelFilters, Plan, Queue, Rung, Sizes, StackWalk, Tracing};
+use crate::bpf::{self, KernelFilters, Plan, Protocols, Queue, Rung, Sizes, StackWalk, Tracing};
 use crate::cli::failure::{self, Failure};
 use crate::kernel::{clock, host, offsets, tracefs};
 use crate::output::{Header, Output};
@@ -33,6 +36,7 @@ use crate::stack::walks::Walks;
 pub struct Request {
     pub rung: Option<Rung>,
     pub filters: KernelFilters,
+    pub protocols: Protocols,
     /// Bit per [`portwatch_common::wire::kind`].
     pub kinds: u32,
     pub accepted: bool,
@@ -83,6 +87,10 @@ struct Shared {
     queue: Arc<Queue>,
     /// Sockets that were open before the start, until the pipeline takes them.
     baseline: Mutex<Option<baseline::List>>,
+    /// The latest listing of sockets, until the pipeline takes it.
+    listing: Mutex<Option<listings::Listing>>,
+    /// UDP ports that hooks have told of: (network namespace, port).
+    udp_ports: Mutex<HashSet<(u32, u16)>>,
     /// Events that the pipeline has received.
     received: AtomicU64,
 }
@@ -95,6 +103,28 @@ impl Shared {
     /// The list of sockets open before the start, if it is there and not newer than `mono_ns`.
     fn take_baseline(&self, mono_ns: u64) -> Option<baseline::List> {
         self.baseline.lock().unwrap_or_else(PoisonError::into_inner).take_if(|list| list.mono_ns <= mono_ns)
+    }
+
+    fn set_listing(&self, listing: listings::Listing) {
+        *self.listing.lock().unwrap_or_else(PoisonError::into_inner) = Some(listing);
+    }
+
+    /// Whether the pipeline has still to look at a listing of sockets.
+    fn has_listing(&self) -> bool {
+        self.listing.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// The latest listing of sockets, if it is there and not newer than `mono_ns`.
+    fn take_listing(&self, mono_ns: u64) -> Option<listings::Listing> {
+        self.listing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take_if(|listing| listing.ended_ns <= mono_ns)
+    }
+
+    /// UDP ports that are known to be held.
+    fn udp_ports(&self) -> std::sync::MutexGuard<'_, HashSet<(u32, u16)>> {
+        self.udp_ports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether everything that the kernel side has sent until now is received.
@@ -137,6 +167,8 @@ pub fn run(mut request: Request, output: impl FnOnce() -> Result<Box<dyn Output>
         tracing: Mutex::new(tracing),
         queue: Arc::new(Queue::default()),
         baseline: Mutex::default(),
+        listing: Mutex::default(),
+        udp_ports: Mutex::default(),
         received: AtomicU64::new(0),
     });
     let result = trace(&request, &shared, reader, &mut control, output);
@@ -180,7 +212,7 @@ fn trace(
         }
     };
     let reader = reader.start(Arc::clone(&ring))?;
-    for note in self_test::run(&shared.tracing(), rung) {
+    for note in self_test::run(&shared.tracing(), rung, request.protocols) {
         eprintln!("portwatch: note: {note}");
     }
     let pipeline = pipeline::start(request, Arc::clone(shared), walks, output, anchor)?;
@@ -188,9 +220,13 @@ fn trace(
     eprintln!("portwatch: tracing rung={rung} stacks={} walk={walk}", stack_method(request));
 
     let baseline = baseline::start(request, shared)?;
+    // Where no hook sees UDP sockets end.
+    let has_listings = rung == Rung::Tracepoint && request.protocols.udp;
+    let lister = if has_listings { Some(listings::start(request, shared)?) } else { None };
 
     let ended = control.wait(request, shared, &pipeline);
 
+    drop(lister);
     if let Some(baseline) = baseline {
         // Bounded in time by itself. A panic in it was printed.
         let _ = baseline.join();
@@ -223,6 +259,7 @@ fn load(request: &Request) -> Result<(Tracing, bpf::Reader)> {
         offsets: resolved.offsets,
         missing: &resolved.missing,
         filters: &request.filters,
+        protocols: request.protocols,
         sizes: request.sizes,
         kinds: request.kinds,
         accepted: request.accepted,

@@ -212,13 +212,20 @@ fn count_releases(log: &str, eras: &HashMap<u64, Era>) -> usize {
         netns: Option<u64>,
         mono_ns: i64,
         held_ns: Option<i64>,
+        confidence: Option<String>,
     }
     let start_ns = Log::parse(log.lines().next().unwrap_or_default()).start_ns();
     let is_release = |line: &&str| {
         serde_json::from_str(line).is_ok_and(|head: Head| {
             let era = head.netns.and_then(|netns| eras.get(&netns));
-            let begun_ns = start_ns + i128::from(head.mono_ns - head.held_ns.unwrap_or(0));
-            head.r#type == Kind::PortReleased.name() && era.is_some_and(|era| era.has(head.netns, begun_ns))
+            let ended_ns = start_ns + i128::from(head.mono_ns);
+            let begun_ns = ended_ns - i128::from(head.held_ns.unwrap_or(0));
+            // What is inferred is not known to have begun at any moment.
+            let is_inferred = head.confidence.as_deref() == Some("inferred");
+            let is_of = |era: &Era| {
+                era.has(head.netns, begun_ns) || (is_inferred && era.had_begun(head.netns, ended_ns))
+            };
+            head.r#type == Kind::PortReleased.name() && era.is_some_and(is_of)
         })
     };
     log.lines().filter(is_release).count()

@@ -98,7 +98,8 @@ pub fn of_every_path(rung: &str) -> Result<Outcome, String> {
         let mut problems = wrong(log, &log.lines);
         let count = |name: &str| summary(log, name);
         if count("walked") == 0 || count("audit.checked") == 0 || count("audit.mismatched") != 0 {
-            problems.push(format!("stacks were come by like this: {}", log.summary.as_ref().unwrap().stacks));
+            let stacks = log.summary.as_ref().map(|summary| &summary.stacks);
+            problems.push(format!("stacks were come by like this: {stacks:?}"));
         }
         problems
     })

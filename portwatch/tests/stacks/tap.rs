@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portwatch::bpf::{self, KernelFilters, Plan, Queue, Received, Rung, Sizes, Tracing};
+use portwatch::bpf::{self, KernelFilters, Plan, Protocols, Queue, Received, Rung, Sizes, Tracing};
 use portwatch::event::RawSnapshot;
 use portwatch::event::decode::snapshots;
 use portwatch::kernel::{host, offsets, tracefs};
@@ -42,6 +42,7 @@ impl Tap {
             kinds: u32::MAX,
             accepted: false,
             stacks: true,
+            protocols: Protocols { tcp: true, udp: false },
             stack_walk: None,
             kernel_stacks: false,
             verbose: false,
