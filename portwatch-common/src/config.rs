@@ -127,6 +127,10 @@ pub mod filter {
     pub const IPV4: u32 = 1 << 10;
     /// Only IPv6 addresses.
     pub const IPV6: u32 = 1 << 11;
+    /// No TCP.
+    pub const NO_TCP: u32 = 1 << 12;
+    /// No UDP.
+    pub const NO_UDP: u32 = 1 << 13;
 
     /// Filters that can be judged only when the peer is known.
     pub const NEEDS_PEER: u32 = PORT_REMOTE | ADDR_REMOTE;

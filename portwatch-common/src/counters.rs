@@ -41,10 +41,14 @@ pub mod hook {
     pub const EXIT_BIND: usize = 16;
     pub const EXIT_LISTEN: usize = 17;
     pub const DESTROY_SOCK: usize = 18;
+    pub const UDP_GET_PORT: usize = 19;
+    pub const UDP_CONNECT: usize = 20;
+    pub const UDP_AUTOBIND: usize = 21;
+    pub const UDP_UNHASH: usize = 22;
 }
 
 /// How many [`hook`] numbers there are.
-pub const HOOKS: usize = 19;
+pub const HOOKS: usize = 23;
 
 /// Names of the hooks, by [`hook`] number: what the self-test says when one misses calls.
 pub const HOOK_NAMES: [&str; HOOKS] = [
@@ -67,6 +71,10 @@ pub const HOOK_NAMES: [&str; HOOKS] = [
     "syscalls:sys_exit_bind",
     "syscalls:sys_exit_listen",
     "tcp:tcp_destroy_sock",
+    "udp_lib_get_port",
+    "inet_dgram_connect",
+    "inet_autobind",
+    "udp_lib_unhash",
 ];
 
 /// One CPU's counters. `happened[kind]` = events sent + the sum of `missed[kind]`.

@@ -11,7 +11,7 @@ use crate::maps::{ADDRS_LOCAL, ADDRS_REMOTE, COMM_ACCEPTS, NETNSES, PIDS, PORTS_
 use crate::owner::current_task;
 use crate::read::{kernel, kernel_pointer};
 use crate::settings::{offset, setting};
-use crate::sock::is_mapped;
+use crate::sock::{IPPROTO_TCP, IPPROTO_UDP, Sock, is_mapped};
 
 /// Filters that can be judged without an owner. The others never pass an accepted connection.
 pub const WITHOUT_OWNER: u32 = filter::NEEDS_PEER
@@ -19,7 +19,20 @@ pub const WITHOUT_OWNER: u32 = filter::NEEDS_PEER
     | filter::ADDR_LOCAL
     | filter::IPV4
     | filter::IPV6
+    | filter::NO_TCP
+    | filter::NO_UDP
     | filter::FOLLOW;
+
+/// Whether this run wants a socket of this kind: TCP or UDP over IP.
+#[inline(always)]
+pub fn wants_protocol(sk: Sock) -> bool {
+    let filters = setting!(filters);
+    match sk.protocol() {
+        IPPROTO_TCP => filters & filter::NO_TCP == 0 && sk.is_tcp(),
+        IPPROTO_UDP => filters & filter::NO_UDP == 0 && sk.is_udp(),
+        _ => false,
+    }
+}
 
 /// Whether this run filters by what is known only once there is a peer.
 #[inline(always)]

@@ -165,12 +165,14 @@ pub struct Asked {
     pub how: u8,
     /// The address that bind() asked for, where it failed.
     pub requested: Option<crate::sock::Sockaddr>,
+    /// Where a UDP socket that is bound by its first datagram sends that.
+    pub peer: Option<crate::sock::Sockaddr>,
     /// 0: the socket has a port.
     pub errno: u32,
 }
 
-/// A bind or listen of the running task ended. One place for success and failure: the walk of the stack is most of
-/// what the verifier has to look at.
+/// A bind or listen of the running task ended, or a UDP socket got its port otherwise. One place for success and
+/// failure: the walk of the stack is most of what the verifier has to look at.
 #[inline(always)]
 pub fn asked(sk: Sock, place: u32, asked: &Asked, now_ns: u64) -> Option<()> {
     if asked.errno == 0
@@ -190,6 +192,10 @@ pub fn asked(sk: Sock, place: u32, asked: &Asked, now_ns: u64) -> Option<()> {
         slot.hold.endpoints.port_local = requested.port;
         slot.hold.endpoints.addr_local = requested.address;
     }
+    if let Some(peer) = asked.peer {
+        slot.hold.endpoints.port_remote = peer.port;
+        slot.hold.endpoints.addr_remote = peer.address;
+    }
     if !wants_addresses_but_peer(&slot.hold.endpoints) {
         return None;
     }
@@ -204,7 +210,10 @@ pub fn asked(sk: Sock, place: u32, asked: &Asked, now_ns: u64) -> Option<()> {
     slot.allocated_ns = now_ns;
     slot.hold.confidence = confidence::EXACT;
     slot.flags |= flags::HAS_PORT;
-    if filter::needs_peer() {
+    if asked.how == how::CONNECT {
+        // The rest of connect() finds the addresses.
+        slot.flags |= flags::AWAITS_PEER;
+    } else if filter::needs_peer() && !(asked.peer.is_some() && filter::wants_peer(&slot.hold.endpoints)) {
         if is_listen {
             return None;
         }

@@ -33,7 +33,8 @@ pub static TIME_WAITS: HashMap<u64, TimeWaitSlot> = HashMap::with_max_entries(1,
 #[map]
 pub static PREEXISTING: HashMap<u64, Preexisting> = HashMap::with_max_entries(1, 0);
 
-/// Arguments of a function under way, from its kprobe to its kretprobe. Written and removed by those.
+/// Arguments of a function under way, from its entry to its return. Written and removed there. Kprobes need it for
+/// every function whose result counts; the others for those of UDP that tell what asked for a port.
 #[map]
 pub static IN_CALL: HashMap<[u64; 2], InCall> = HashMap::with_max_entries(1, 0);
 
@@ -140,5 +141,9 @@ pub mod scratch {
     pub const ADOPT_NESTED: u32 = 6;
     pub const ADOPT_TIME_WAIT: u32 = 7;
     pub const CONNECT_NESTED: u32 = 8;
-    pub const PLACES: u32 = 9;
+    pub const UDP_GET_PORT: u32 = 9;
+    pub const UDP_CONNECT: u32 = 10;
+    pub const UDP_AUTOBIND: u32 = 11;
+    pub const ADOPT_UDP: u32 = 12;
+    pub const PLACES: u32 = 13;
 }

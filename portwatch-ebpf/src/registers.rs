@@ -4,7 +4,7 @@ use aya_ebpf::bindings::task_struct;
 use aya_ebpf::helpers::generated::{bpf_get_current_task_btf, bpf_task_pt_regs};
 
 use crate::owner::current_task;
-use crate::read::kernel_pointer;
+use crate::read::{kernel, kernel_pointer, user};
 use crate::settings::{offset, setting};
 
 /// Offsets in x86's `struct pt_regs`.
@@ -27,6 +27,30 @@ pub fn saved() -> Option<u64> {
     const THREAD_SIZE: u64 = 16384;
     const PT_REGS_SIZE: u64 = 168;
     Some(kernel_pointer(current_task(), offset!(task_stack))? + THREAD_SIZE - PT_REGS_SIZE)
+}
+
+/// Address in user space of the `struct sockaddr` that the running task sends a datagram to; nothing where it is not in
+/// such a system call, or names no address.
+#[inline(always)]
+pub fn destination() -> Option<u64> {
+    const R8: u32 = 72;
+    const ORIG_AX: u32 = 120;
+    const SENDTO: u64 = 44;
+    const SENDMSG: u64 = 46;
+    const SENDMMSG: u64 = 307;
+    let registers = saved()?;
+    if kernel::<u16>(registers, CS)? != CS_USER {
+        return None;
+    }
+    let call: u64 = kernel(registers, ORIG_AX)?;
+    if call == SENDTO {
+        return kernel_pointer(registers, R8);
+    }
+    if call == SENDMSG || call == SENDMMSG {
+        // The name is the first member of `struct msghdr`, and that of `struct mmsghdr`.
+        return user::<u64>(kernel(registers, ARG1)?, 0);
+    }
+    None
 }
 
 /// Code segment of 64-bit user space, and of 32-bit code. The kernel's is another one.

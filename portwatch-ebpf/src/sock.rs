@@ -8,6 +8,7 @@ use crate::settings::offset;
 pub const AF_INET: u16 = 2;
 pub const AF_INET6: u16 = 10;
 pub const IPPROTO_TCP: u16 = 6;
+pub const IPPROTO_UDP: u16 = 17;
 
 /// TCP states, as the kernel numbers them.
 pub mod state {
@@ -41,9 +42,20 @@ impl Sock {
     /// An IPv4 or IPv6 TCP socket. MPTCP masters (262) and SCTP are not.
     #[inline(always)]
     pub fn is_tcp(self) -> bool {
+        self.protocol() == IPPROTO_TCP && matches!(self.family(), Some(AF_INET | AF_INET6))
+    }
+
+    /// An IPv4 or IPv6 UDP socket.
+    #[inline(always)]
+    pub fn is_udp(self) -> bool {
+        self.protocol() == IPPROTO_UDP && matches!(self.family(), Some(AF_INET | AF_INET6))
+    }
+
+    /// `IPPROTO_*`; 0 where it cannot be read.
+    #[inline(always)]
+    pub fn protocol(self) -> u16 {
         // Two bytes from 5.8 on; earlier kernels are not supported.
-        let protocol: Option<u16> = kernel(self.0, offset!(sk_protocol));
-        protocol == Some(IPPROTO_TCP) && matches!(self.family(), Some(AF_INET | AF_INET6))
+        kernel(self.0, offset!(sk_protocol)).unwrap_or(0)
     }
 
     /// The local port as the kernel's tables have it; 0 once it is put.
@@ -109,7 +121,7 @@ impl Sock {
     pub fn read_endpoints(self, endpoints: &mut Endpoints) -> Option<()> {
         let family = self.family()?;
         endpoints.family = family;
-        endpoints.protocol = IPPROTO_TCP;
+        endpoints.protocol = self.protocol();
         endpoints.netns = kernel(self.net()?, offset!(net_inum))?;
         endpoints.port_local = self.num();
         endpoints.port_remote = u16::from_be(kernel(self.0, offset!(skc_dport))?);

@@ -63,7 +63,6 @@ fn wrong_usage_is_2_and_says_what_is_right() {
         ("trace --lport 2000-1000", "the range `2000-1000` is empty", "trace --help"),
         ("trace -e opened", "unknown event `opened`", "port_allocated"),
         ("trace -Z -e closed", "leaves nothing", "leave one of them out"),
-        ("trace --proto udp", "UDP is not traced", "--proto tcp"),
         ("trace --proto dccp", "unknown protocol `dccp`", "--proto tcp"),
         ("trace -p self", "`self` is not a process id", "trace --help"),
         ("trace -p 0", "`0` is not a process id", "trace --help"),

@@ -1,4 +1,4 @@
-//! `inet_bind`, `inet6_bind`, `inet_listen`: the calls of TCP sockets that fail, whatever the reason.
+//! `inet_bind`, `inet6_bind`, `inet_listen`: the calls of TCP and UDP sockets that fail, whatever the reason.
 
 use aya_ebpf::macros::{fexit, kprobe, kretprobe};
 use aya_ebpf::programs::{FExitContext, ProbeContext, RetProbeContext};
@@ -11,7 +11,7 @@ use crate::maps::scratch;
 use crate::read::kernel_pointer;
 use crate::settings::{offset, setting};
 use crate::sock::{Sock, Sockaddr};
-use crate::{counters, kernel_stack, owner};
+use crate::{counters, filter, kernel_stack, owner};
 
 /// Key of `inet6_bind` in the map of calls under way.
 const V6_CALL: usize = 256 + hook::BIND;
@@ -72,29 +72,29 @@ pub fn inet_listen_return(ctx: RetProbeContext) -> u32 {
 
 #[inline(always)]
 fn bind(socket: u64, address: u64, ret: i32) -> Option<()> {
-    let sk = tcp_sock(socket, hook::BIND)?;
+    let sk = wanted_sock(socket, hook::BIND)?;
     if ret >= 0 {
         return None;
     }
     let requested = Sockaddr::from_kernel(address)?;
-    let asked = Asked { how: how::BIND, requested: Some(requested), errno: ret.unsigned_abs() };
+    let asked = Asked { how: how::BIND, requested: Some(requested), peer: None, errno: ret.unsigned_abs() };
     life::asked(sk, scratch::BIND_FAILED, &asked, now())
 }
 
 #[inline(always)]
 fn listen(socket: u64, ret: i32) -> Option<()> {
-    let sk = tcp_sock(socket, hook::LISTEN)?;
+    let sk = wanted_sock(socket, hook::LISTEN)?;
     if ret >= 0 {
         return None;
     }
-    let asked = Asked { how: how::LISTEN, requested: None, errno: ret.unsigned_abs() };
+    let asked = Asked { how: how::LISTEN, requested: None, peer: None, errno: ret.unsigned_abs() };
     life::asked(sk, scratch::LISTEN_FAILED, &asked, now())
 }
 
 #[inline(always)]
-fn tcp_sock(socket: u64, hook: usize) -> Option<Sock> {
+fn wanted_sock(socket: u64, hook: usize) -> Option<Sock> {
     let sk = Sock(kernel_pointer(socket, offset!(socket_sk))?);
-    if !sk.is_tcp() {
+    if !filter::wants_protocol(sk) {
         return None;
     }
     if owner::current_ids().0 == setting!(self_tgid) {

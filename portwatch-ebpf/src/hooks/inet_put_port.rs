@@ -58,5 +58,7 @@ fn destroyed(sk: Sock) {
         counters::self_test_hit(hook::SOCK_DESTRUCT);
     }
     slot.flags &= !flags::IN_CONNECT;
-    life::released(sk, slot, reason::UNKNOWN, now());
+    // The end of a UDP socket's port is nothing but its close, however that was missed.
+    let reason = if sk.is_udp() { reason::CLOSED } else { reason::UNKNOWN };
+    life::released(sk, slot, reason, now());
 }

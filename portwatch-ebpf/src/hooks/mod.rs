@@ -10,6 +10,7 @@ mod inet_twsk;
 mod sched;
 mod syscalls;
 mod tcp_connect;
+mod udp;
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
@@ -37,20 +38,35 @@ fn call_key(hook: usize) -> [u64; 2] {
 /// Remembers the arguments of a probed function until its return.
 #[inline(always)]
 fn enter(ctx: &ProbeContext, hook: usize) -> u32 {
-    let call = InCall { args: [ctx.arg(0).unwrap_or(0), ctx.arg(1).unwrap_or(0), ctx.arg(2).unwrap_or(0)] };
-    // Full: the return finds nothing and the call is not seen.
-    let _ = IN_CALL.insert(call_key(hook), call, 0);
+    begin(hook, [ctx.arg(0).unwrap_or(0), ctx.arg(1).unwrap_or(0), ctx.arg(2).unwrap_or(0)]);
     0
 }
 
 /// The arguments of a probed function that returns.
 #[inline(always)]
 fn leave(_ctx: &RetProbeContext, hook: usize) -> Option<[u64; 3]> {
+    end(hook)
+}
+
+#[inline(always)]
+fn begin(hook: usize, args: [u64; 3]) {
+    // Full: the return finds nothing and the call is not seen.
+    let _ = IN_CALL.insert(call_key(hook), InCall { args }, 0);
+}
+
+#[inline(always)]
+fn end(hook: usize) -> Option<[u64; 3]> {
     let key = call_key(hook);
-    // SAFETY: the entry belongs to this task and is removed only here.
-    let args = unsafe { IN_CALL.get(key) }.map(|call| call.args);
+    let args = under_way(hook);
     let _ = IN_CALL.remove(key);
     args
+}
+
+/// The arguments of a call that the running task is inside of.
+#[inline(always)]
+fn under_way(hook: usize) -> Option<[u64; 3]> {
+    // SAFETY: the entry belongs to this task and is removed only by it.
+    unsafe { IN_CALL.get(call_key(hook)) }.map(|call| call.args)
 }
 
 /// For programs whose result nobody reads.

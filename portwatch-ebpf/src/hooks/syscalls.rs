@@ -176,7 +176,7 @@ fn bind(ctx: &TracePointContext) -> Option<()> {
     if errno == 0 && sk.num() == 0 {
         return None;
     }
-    life::asked(sk, scratch::GET_PORT, &Asked { how: how::BIND, requested, errno }, now())
+    life::asked(sk, scratch::GET_PORT, &Asked { how: how::BIND, requested, peer: None, errno }, now())
 }
 
 #[inline(always)]
@@ -187,7 +187,12 @@ fn listen(ctx: &TracePointContext) -> Option<()> {
         counters::self_test_hit(hook::EXIT_LISTEN);
     }
     let errno = if ret < 0 { -ret as u32 } else { 0 };
-    life::asked(sk, scratch::LISTEN_FAILED, &Asked { how: how::LISTEN, requested: None, errno }, now())
+    life::asked(
+        sk,
+        scratch::LISTEN_FAILED,
+        &Asked { how: how::LISTEN, requested: None, peer: None, errno },
+        now(),
+    )
 }
 
 #[inline(always)]

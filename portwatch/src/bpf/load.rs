@@ -10,7 +10,7 @@ use aya::maps::{Array, HashMap, MapData, MapError, RingBuf};
 use aya::programs::ProgramError;
 use aya::{Btf, Ebpf, EbpfLoader};
 use aya_obj::generated::bpf_func_id;
-use portwatch_common::config::{Config, Offsets, gate, pid_flags};
+use portwatch_common::config::{Config, Offsets, filter, gate, pid_flags};
 use portwatch_common::limits::{ROWS_MAX, SNAPSHOT_PLACES_MAX, SPACES_MAX, STACKS_PER_AUDIT};
 use portwatch_common::wire::{self, kind};
 use zerocopy::IntoBytes;
@@ -21,7 +21,7 @@ use crate::kernel::offsets::Missing;
 use super::attach::{Link, attach, load as load_hook};
 use super::counters::{CountersMap, NotRun, Totals};
 use super::object::{StackWalk, has};
-use super::programs::{Hook, Need, PROCESSES, Rung, STATE_NESTED, hooks};
+use super::programs::{Hook, Need, PROCESSES, Protocols, Rung, STATE_NESTED, hooks};
 use super::reader::Reader;
 use super::settings::{KernelFilters, Sizes};
 
@@ -34,6 +34,7 @@ pub struct Plan<'a> {
     /// Members that this kernel lacks.
     pub missing: &'a [Missing],
     pub filters: &'a KernelFilters,
+    pub protocols: Protocols,
     pub sizes: Sizes,
     /// Bit per [`kind`]: what is wanted.
     pub kinds: u32,
@@ -161,7 +162,7 @@ fn load_rung(plan: &Plan<'_>, rung: Rung, walk: StackWalk) -> Result<(Tracing, R
         Rung::Fentry => Some(Btf::from_sys_fs().context("cannot read the kernel's type information")?),
         Rung::Kprobe | Rung::Tracepoint => None,
     };
-    let mut wanted = hooks(rung);
+    let mut wanted = hooks(rung, plan.protocols);
     if plan.filters.selects_processes() || plan.stacks {
         wanted.insert(0, PROCESSES);
     }
@@ -246,7 +247,7 @@ fn create(plan: &Plan<'_>, rung: Rung, walk: StackWalk) -> Result<Ebpf> {
         cgroup_id: plan.filters.cgroup.map_or(0, |(id, _)| id),
         comm_glob: plan.filters.comm_glob(),
         rung: rung.number(),
-        filters: plan.filters.bits(),
+        filters: plan.filters.bits() | protocol_bits(plan.protocols),
         kinds: plan.kinds,
         pid_ns_inum: plan.pid_namespace.unwrap_or(0),
         cgroup_level: plan.filters.cgroup.map_or(0, |(_, level)| level),
@@ -272,7 +273,7 @@ fn create(plan: &Plan<'_>, rung: Rung, walk: StackWalk) -> Result<Ebpf> {
         .map_max_entries("SOCKETS", plan.sizes.sockets)
         .map_max_entries("TIME_WAITS", if rung == Rung::Tracepoint { 1 } else { plan.sizes.time_waits })
         .map_max_entries("PREEXISTING", plan.sizes.preexisting)
-        .map_max_entries("IN_CALL", if rung == Rung::Kprobe { CALLS_MAX } else { 1 })
+        .map_max_entries("IN_CALL", calls_max(rung))
         .map_max_entries("STACKS_SEEN", if plan.stacks { STACKS_MAX } else { 1 })
         .map_max_entries("SPACES", if plan.stacks { SPACES_MAX } else { 1 })
         .map_max_entries("SNAPSHOT_BUDGETS", if plan.stacks { SPACES_MAX } else { 1 })
@@ -285,7 +286,21 @@ fn create(plan: &Plan<'_>, rung: Rung, walk: StackWalk) -> Result<Ebpf> {
 }
 
 /// Calls of probed functions under way at once, one per thread and function. Past this, a call is not seen.
-const CALLS_MAX: u32 = 16_384;
+fn calls_max(rung: Rung) -> u32 {
+    match rung {
+        Rung::Kprobe => 16_384,
+        // Those of UDP alone, none of which waits for anything.
+        Rung::Fentry => 1_024,
+        Rung::Tracepoint => 1,
+    }
+}
+
+/// Bits of [`filter`] for what is not wanted.
+fn protocol_bits(protocols: Protocols) -> u32 {
+    let no_tcp = if protocols.tcp { 0 } else { filter::NO_TCP };
+    let no_udp = if protocols.udp { 0 } else { filter::NO_UDP };
+    no_tcp | no_udp
+}
 
 /// Stacks that the kernel side remembers as sent.
 const STACKS_MAX: u32 = 16_384;

@@ -13,6 +13,6 @@ mod settings;
 pub use counters::{NotRun, Totals};
 pub use load::{Disabled, LoadError, Plan, Tracing, load};
 pub use object::StackWalk;
-pub use programs::Rung;
+pub use programs::{Protocols, Rung};
 pub use reader::{Queue, Reader, Received};
 pub use settings::{KernelFilters, Sizes};

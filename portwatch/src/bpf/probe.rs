@@ -8,7 +8,7 @@ use crate::kernel::tracefs;
 
 use super::load::{LoadError, one_line};
 use super::programs::{Door, hooks};
-use super::{Disabled, KernelFilters, Plan, Rung, Sizes, StackWalk, load};
+use super::{Disabled, KernelFilters, Plan, Protocols, Rung, Sizes, StackWalk, load};
 
 /// What came of trying one rung.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +30,7 @@ pub fn rungs(resolved: &Resolved, pid_namespace: Option<u32>) -> Vec<Attempt> {
             offsets: resolved.offsets,
             missing: &resolved.missing,
             filters: &filters,
+            protocols: Protocols::ALL,
             sizes,
             kinds: u32::MAX,
             accepted: false,
@@ -81,8 +82,10 @@ pub fn program_types() -> Vec<ProgramSupport> {
 
 /// The kernel functions that the rungs `fentry` and `kprobe` hook.
 pub fn functions() -> impl Iterator<Item = &'static str> {
-    hooks(Rung::Fentry).into_iter().flat_map(|hook| hook.programs).filter_map(|(_, door)| match door {
-        Door::Fentry(function) | Door::Fexit(function) => Some(*function),
-        _ => None,
+    hooks(Rung::Fentry, Protocols::ALL).into_iter().flat_map(|hook| hook.programs).filter_map(|(_, door)| {
+        match door {
+            Door::Fentry(function) | Door::Fexit(function) => Some(*function),
+            _ => None,
+        }
     })
 }

@@ -187,6 +187,28 @@ macro_rules! at_return {
     };
 }
 
+/// An entry and a return that belong together on every rung.
+macro_rules! at_both {
+    ($name:literal, $need:expr, $kind:expr, $members:expr, $fentry:literal, $fexit:literal, $entry:literal, $return:literal) => {
+        (
+            Hook {
+                name: $name,
+                programs: &[($fexit, Door::Fexit($name)), ($fentry, Door::Fentry($name))],
+                need: $need,
+                kind: $kind,
+                members: $members,
+            },
+            Hook {
+                name: $name,
+                programs: &[($return, Door::Kretprobe($name)), ($entry, Door::Kprobe($name))],
+                need: $need,
+                kind: $kind,
+                members: $members,
+            },
+        )
+    };
+}
+
 macro_rules! at_entry {
     ($name:literal, $need:expr, $kind:expr, $members:expr, $fentry:literal, $entry:literal) => {
         (
@@ -208,8 +230,8 @@ macro_rules! at_entry {
     };
 }
 
-/// Hooked functions, as (fentry, kprobe).
-const FUNCTIONS: &[(Hook, Hook)] = &[
+/// Hooked functions of TCP, as (fentry, kprobe).
+const FUNCTIONS_TCP: &[(Hook, Hook)] = &[
     at_return!(
         "inet_hash_connect",
         Required,
@@ -263,14 +285,6 @@ const FUNCTIONS: &[(Hook, Hook)] = &[
         "inet_put_port_entry"
     ),
     at_entry!(
-        "inet_sock_destruct",
-        Required,
-        kind::PORT_RELEASED,
-        &[],
-        "inet_sock_destruct_fentry",
-        "inet_sock_destruct_entry"
-    ),
-    at_entry!(
         "inet_release",
         Wanted("who closed a socket is not known"),
         kind::CLOSED,
@@ -305,6 +319,27 @@ const FUNCTIONS: &[(Hook, Hook)] = &[
         "tcp_v6_connect_return"
     ),
     at_return!(
+        "inet_listen",
+        Wanted("listens that fail are not seen"),
+        kind::BIND_FAILED,
+        SOCKET,
+        "inet_listen_fexit",
+        "inet_listen_entry",
+        "inet_listen_return"
+    ),
+];
+
+/// Those that TCP and UDP share.
+const FUNCTIONS_SHARED: &[(Hook, Hook)] = &[
+    at_entry!(
+        "inet_sock_destruct",
+        Required,
+        kind::PORT_RELEASED,
+        &[],
+        "inet_sock_destruct_fentry",
+        "inet_sock_destruct_entry"
+    ),
+    at_return!(
         "inet_bind",
         Wanted("IPv4 binds that fail are not seen"),
         kind::BIND_FAILED,
@@ -322,19 +357,51 @@ const FUNCTIONS: &[(Hook, Hook)] = &[
         "inet6_bind_entry",
         "inet6_bind_return"
     ),
+];
+
+/// Those of UDP.
+const FUNCTIONS_UDP: &[(Hook, Hook)] = &[
     at_return!(
-        "inet_listen",
-        Wanted("listens that fail are not seen"),
-        kind::BIND_FAILED,
+        "udp_lib_get_port",
+        Wanted("ports of UDP are not seen"),
+        kind::PORT_ALLOCATED,
+        SOCK,
+        "udp_lib_get_port_fexit",
+        "udp_lib_get_port_entry",
+        "udp_lib_get_port_return"
+    ),
+    at_both!(
+        "inet_dgram_connect",
+        Wanted("a UDP connect() that fails is not seen, and one that gets a port looks like a datagram"),
+        kind::CONNECT_FAILED,
         SOCKET,
-        "inet_listen_fexit",
-        "inet_listen_entry",
-        "inet_listen_return"
+        "inet_dgram_connect_fentry",
+        "inet_dgram_connect_fexit",
+        "inet_dgram_connect_entry",
+        "inet_dgram_connect_return"
+    ),
+    at_both!(
+        "inet_autobind",
+        Wanted("a UDP socket that its first datagram binds looks like one that bind() did"),
+        kind::CONNECT_FAILED,
+        SOCK,
+        "inet_autobind_fentry",
+        "inet_autobind_fexit",
+        "inet_autobind_entry",
+        "inet_autobind_return"
+    ),
+    at_entry!(
+        "udp_lib_unhash",
+        Wanted("the end of a UDP port is seen late"),
+        kind::PORT_RELEASED,
+        SOCK,
+        "udp_lib_unhash_fentry",
+        "udp_lib_unhash_entry"
     ),
 ];
 
-/// Hooks of the tracepoint rung.
-const TRACEPOINTS: &[Hook] = &[
+/// Hooks of the tracepoint rung that TCP and UDP share.
+const TRACEPOINTS_SHARED: &[Hook] = &[
     Hook {
         name: "syscalls:sys_exit_connect",
         programs: &[("sys_exit_connect", Door::Tracepoint("syscalls", "sys_exit_connect"))],
@@ -349,6 +416,10 @@ const TRACEPOINTS: &[Hook] = &[
         kind: kind::BIND_FAILED,
         members: FILES,
     },
+];
+
+/// Those of TCP.
+const TRACEPOINTS_TCP: &[Hook] = &[
     Hook {
         name: "syscalls:sys_exit_listen",
         programs: &[("sys_exit_listen", Door::Tracepoint("syscalls", "sys_exit_listen"))],
@@ -365,14 +436,36 @@ const TRACEPOINTS: &[Hook] = &[
     },
 ];
 
-/// The hooks of a rung. The state change comes last: it begins every story, and the others must be there to go on with it.
-pub(super) fn hooks(rung: Rung) -> Vec<Hook> {
-    let mut hooks: Vec<Hook> = match rung {
-        Rung::Fentry => FUNCTIONS.iter().map(|(fentry, _)| *fentry).collect(),
-        Rung::Kprobe => FUNCTIONS.iter().map(|(_, kprobe)| *kprobe).collect(),
-        Rung::Tracepoint => TRACEPOINTS.to_vec(),
+/// Which protocols are traced. At least one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Protocols {
+    pub tcp: bool,
+    pub udp: bool,
+}
+
+impl Protocols {
+    pub const ALL: Protocols = Protocols { tcp: true, udp: true };
+}
+
+/// The hooks of a rung. The state change comes last: it begins every story of TCP, and the others must be there to go on
+/// with it.
+pub(super) fn hooks(rung: Rung, protocols: Protocols) -> Vec<Hook> {
+    let functions = || {
+        let tcp = FUNCTIONS_TCP.iter().filter(|_| protocols.tcp);
+        let udp = FUNCTIONS_UDP.iter().filter(|_| protocols.udp);
+        tcp.chain(FUNCTIONS_SHARED).chain(udp)
     };
-    hooks.push(STATE);
+    let mut hooks: Vec<Hook> = match rung {
+        Rung::Fentry => functions().map(|(fentry, _)| *fentry).collect(),
+        Rung::Kprobe => functions().map(|(_, kprobe)| *kprobe).collect(),
+        Rung::Tracepoint => {
+            let tcp = TRACEPOINTS_TCP.iter().filter(|_| protocols.tcp);
+            TRACEPOINTS_SHARED.iter().chain(tcp).copied().collect()
+        }
+    };
+    if protocols.tcp {
+        hooks.push(STATE);
+    }
     hooks
 }
 
@@ -383,7 +476,7 @@ mod tests {
     #[test]
     fn every_program_is_named_once_per_rung() {
         for rung in Rung::ALL {
-            let hooks = hooks(rung);
+            let hooks = hooks(rung, Protocols::ALL);
             let mut names: Vec<_> = hooks
                 .iter()
                 .chain([&PROCESSES])

@@ -11,7 +11,7 @@ use portwatch_common::wire::{EVENT_NAMES, kind};
 use serde_json::{Value, json};
 
 use super::failure::Failure;
-use crate::bpf::{KernelFilters, Rung, Sizes, StackWalk};
+use crate::bpf::{KernelFilters, Protocols, Rung, Sizes, StackWalk};
 use crate::filters::comm::CommPatterns;
 use crate::filters::ports::PortSet;
 use crate::filters::replay::Replay;
@@ -63,7 +63,7 @@ pub struct FilterArgs {
     /// Only IPv6 addresses
     #[arg(short = '6')]
     ipv6: bool,
-    /// Only this protocol; tcp is the one there is so far
+    /// Only these protocols, tcp or udp [default: both]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     proto: Vec<String>,
     /// Only these events, as in `connect_failed,time_wait`
@@ -219,22 +219,6 @@ pub fn request(
     setup: &TraceSetup,
     command: Vec<String>,
 ) -> Result<Request> {
-    for protocol in &filters.proto {
-        match protocol.as_str() {
-            "tcp" => {}
-            "udp" => {
-                let error =
-                    anyhow!("UDP is not traced by this version\n  next: use `--proto tcp`, or leave it out");
-                return Err(Failure::usage(error));
-            }
-            other => {
-                return Err(Failure::usage(anyhow!(
-                    "unknown protocol `{}`\n  next: use `--proto tcp`, or leave it out",
-                    other.escape_debug()
-                )));
-            }
-        }
-    }
     let comm = if filters.comm.is_empty() {
         None
     } else {
@@ -257,6 +241,7 @@ pub fn request(
             ipv4_only: filters.ipv4,
             ipv6_only: filters.ipv6,
         },
+        protocols: protocols(filters)?,
         kinds: kinds(filters)?,
         accepted: filters.accepted,
         stacks: !setup.no_stacks,
@@ -281,6 +266,26 @@ pub fn request(
 
 fn union(sets: &[PortSet]) -> Option<PortSet> {
     sets.iter().cloned().reduce(|all, more| all.union(&more))
+}
+
+fn protocols(filters: &FilterArgs) -> Result<Protocols> {
+    if filters.proto.is_empty() {
+        return Ok(Protocols::ALL);
+    }
+    let mut protocols = Protocols { tcp: false, udp: false };
+    for protocol in &filters.proto {
+        match protocol.as_str() {
+            "tcp" => protocols.tcp = true,
+            "udp" => protocols.udp = true,
+            other => {
+                return Err(Failure::usage(anyhow!(
+                    "unknown protocol `{}`\n  next: use `--proto tcp` or `--proto udp`, or leave it out",
+                    other.escape_debug()
+                )));
+            }
+        }
+    }
+    Ok(protocols)
 }
 
 /// The event kinds that are wanted, one bit each.

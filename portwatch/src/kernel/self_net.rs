@@ -6,7 +6,7 @@
 //! elsewhere.
 
 use std::io::{ErrorKind, Read};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::Duration;
@@ -16,8 +16,8 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, connect, setsockopt, socket,
-    sockopt,
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, connect, sendto,
+    setsockopt, socket, sockopt,
 };
 use nix::sys::time::TimeVal;
 use zerocopy::{Immutable, IntoBytes};
@@ -41,6 +41,12 @@ pub struct Done {
     pub accepts: u32,
     /// Time-wait entries that the clients left. 0 where connections end in a reset.
     pub time_waits: u32,
+    /// UDP sockets that were bound, and ended. 0 on the host's loopback, like the other two.
+    pub udp_binds: u32,
+    /// UDP sockets that got their port from connect(), and ended.
+    pub udp_connects: u32,
+    /// UDP sockets that got their port with their first datagram, and ended.
+    pub udp_sends: u32,
     /// Why it was done on the host's loopback; `None` when in a namespace of its own.
     pub why_on_host: Option<String>,
 }
@@ -115,8 +121,23 @@ fn connect_in_own_netns() -> Result<Done> {
         // The end of the stream: the client's FIN is here, so it is the client that waits.
         accepted.set_read_timeout(Some(Duration::from_secs(TIME_LIMIT_SECONDS as u64)))?;
         accepted.read(&mut [0]).context("the client's close did not arrive")?;
+        use_udp(addr, &mut done).context("cannot use UDP")?;
     }
     Ok(done)
+}
+
+/// One socket for each way to a port.
+fn use_udp(addr: IpAddr, done: &mut Done) -> Result<()> {
+    let server = UdpSocket::bind(SocketAddr::new(addr, 0))?;
+    let to = SockaddrStorage::from(server.local_addr()?);
+    let family = if addr.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let client = || socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, SockProtocol::Udp);
+    connect(client()?.as_raw_fd(), &to)?;
+    sendto(client()?.as_raw_fd(), b"portwatch", &to, MsgFlags::empty())?;
+    done.udp_binds += 1;
+    done.udp_connects += 1;
+    done.udp_sends += 1;
+    Ok(())
 }
 
 fn connect_on_host() -> Result<Done> {
@@ -172,6 +193,9 @@ fn nothing_done() -> Result<Done> {
         listens: 0,
         accepts: 0,
         time_waits: 0,
+        udp_binds: 0,
+        udp_connects: 0,
+        udp_sends: 0,
         why_on_host: None,
     })
 }
@@ -246,6 +270,7 @@ mod tests {
         }
         assert_ne!(done.netns, Namespace::current().unwrap().inode());
         assert_eq!((done.time_waits, done.binds), (done.accepts, done.accepts));
+        assert_eq!((done.udp_binds, done.udp_sends), (done.accepts, done.udp_connects));
     }
 
     #[test]

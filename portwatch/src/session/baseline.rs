@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use anyhow::{Context, Result};
 
 use super::{Request, Shared};
-use crate::bpf::KernelFilters;
+use crate::bpf::{KernelFilters, Protocols};
 use crate::event::{Confidence, Direction, Hold, How, Protocol, SocketId, StackState};
 use crate::kernel::baseline::{Baseline, OpenSocket, Selection};
 use crate::kernel::clock;
@@ -43,11 +43,12 @@ pub fn start(request: &Request, shared: &Arc<Shared>) -> Result<Option<JoinHandl
         return Ok(None);
     }
     let (filters, accepted) = (request.filters.clone(), request.accepted);
+    let protocols = protocols(request.protocols);
     let shared = Arc::clone(shared);
     let thread = thread::Builder::new()
         .name("baseline".to_owned())
         .spawn(move || {
-            let taken = take(&filters, accepted, &shared);
+            let taken = take(&filters, protocols, accepted, &shared);
             let ended = shared.tracing().end_listing();
             if let Err(error) = taken.and(ended) {
                 eprintln!("portwatch: note: sockets open before the start are not known: {error:#}");
@@ -58,7 +59,7 @@ pub fn start(request: &Request, shared: &Arc<Shared>) -> Result<Option<JoinHandl
     Ok(Some(thread))
 }
 
-fn take(filters: &KernelFilters, accepted: bool, shared: &Shared) -> Result<()> {
+fn take(filters: &KernelFilters, protocols: Vec<Protocol>, accepted: bool, shared: &Shared) -> Result<()> {
     let pids = if filters.pids.is_empty() { None } else { Some(shared.tracing().selected()?) };
     let namespaces = match (&pids, filters.netns.as_slice()) {
         (None, []) => None,
@@ -73,7 +74,7 @@ fn take(filters: &KernelFilters, accepted: bool, shared: &Shared) -> Result<()> 
         }
     };
     let owners = pids.clone().map_or(Among::All, |pids| Among::Only(pids.into_iter().collect()));
-    let baseline = Baseline::take(&Selection { namespaces, protocols: vec![Protocol::Tcp], owners })?;
+    let baseline = Baseline::take(&Selection { namespaces, protocols, owners })?;
     // Whatever was opened until now may be in it.
     let mut list = List { mono_ns: clock::mono_now_ns()?, sockets: Vec::new() };
     for open in baseline.sockets {
@@ -105,6 +106,11 @@ fn take(filters: &KernelFilters, accepted: bool, shared: &Shared) -> Result<()> 
         }
     }
     Ok(())
+}
+
+fn protocols(wanted: Protocols) -> Vec<Protocol> {
+    let all = [(wanted.tcp, Protocol::Tcp), (wanted.udp, Protocol::Udp)];
+    all.into_iter().filter(|(is_wanted, _)| *is_wanted).map(|(_, protocol)| protocol).collect()
 }
 
 fn listed(is_wanted: impl Fn(&Seen) -> bool) -> Result<Vec<Seen>> {

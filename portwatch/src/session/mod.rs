@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use portwatch_common::wire::{EVENT_KINDS, EVENT_NAMES};
 
-use crate::bpf::{self, KernelFilters, Plan, Queue, Rung, Sizes, StackWalk, Tracing};
+use crate::bpf::{self, KernelFilters, Plan, Protocols, Queue, Rung, Sizes, StackWalk, Tracing};
 use crate::cli::failure::{self, Failure};
 use crate::kernel::{clock, host, offsets, tracefs};
 use crate::output::{Header, Output};
@@ -33,6 +33,7 @@ use crate::stack::walks::Walks;
 pub struct Request {
     pub rung: Option<Rung>,
     pub filters: KernelFilters,
+    pub protocols: Protocols,
     /// Bit per [`portwatch_common::wire::kind`].
     pub kinds: u32,
     pub accepted: bool,
@@ -180,7 +181,7 @@ fn trace(
         }
     };
     let reader = reader.start(Arc::clone(&ring))?;
-    for note in self_test::run(&shared.tracing(), rung) {
+    for note in self_test::run(&shared.tracing(), rung, request.protocols) {
         eprintln!("portwatch: note: {note}");
     }
     let pipeline = pipeline::start(request, Arc::clone(shared), walks, output, anchor)?;
@@ -223,6 +224,7 @@ fn load(request: &Request) -> Result<(Tracing, bpf::Reader)> {
         offsets: resolved.offsets,
         missing: &resolved.missing,
         filters: &request.filters,
+        protocols: request.protocols,
         sizes: request.sizes,
         kinds: request.kinds,
         accepted: request.accepted,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use portwatch_common::counters::{HOOK_NAMES, HOOKS, hook};
 
-use crate::bpf::{Rung, Tracing};
+use crate::bpf::{Protocols, Rung, Tracing};
 use crate::kernel::self_net::{self, Done};
 
 /// The last segments of the connections are handled in softirq, shortly after.
@@ -14,7 +14,7 @@ const DEADLINE: Duration = Duration::from_millis(250);
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Notes about hooks that missed calls, or why the test could not run. Empty: all is well.
-pub fn run(tracing: &Tracing, rung: Rung) -> Vec<String> {
+pub fn run(tracing: &Tracing, rung: Rung, protocols: Protocols) -> Vec<String> {
     let before = match tracing.totals() {
         Ok(totals) => totals.self_test_hits,
         Err(error) => return vec![format!("the self-test could not run: {error:#}")],
@@ -23,7 +23,7 @@ pub fn run(tracing: &Tracing, rung: Rung) -> Vec<String> {
         Ok(done) => done,
         Err(error) => return vec![format!("the self-test could not run, tracing goes on: {error:#}")],
     };
-    let expected = expected(rung, &done, tracing);
+    let expected = expected(rung, protocols, &done, tracing);
     let started = Instant::now();
     loop {
         let after = match tracing.totals() {
@@ -48,10 +48,28 @@ pub fn run(tracing: &Tracing, rung: Rung) -> Vec<String> {
 }
 
 /// At least how often each hook must have seen what was done.
-fn expected(rung: Rung, done: &Done, tracing: &Tracing) -> [u32; HOOKS] {
+fn expected(rung: Rung, protocols: Protocols, done: &Done, tracing: &Tracing) -> [u32; HOOKS] {
     let mut expected = [0; HOOKS];
+    let mut expect = |hook: usize, calls: u32| expected[hook] += calls;
+    if protocols.tcp {
+        expect_tcp(rung, done, &mut expect);
+    }
+    if protocols.udp {
+        expect_udp(rung, done, &mut expect);
+    }
+    // What is known not to be hooked was said already.
+    for disabled in &tracing.disabled {
+        for (at, name) in HOOK_NAMES.iter().enumerate() {
+            if name.split(", ").any(|name| name == disabled.hook) {
+                expected[at] = 0;
+            }
+        }
+    }
+    expected
+}
+
+fn expect_tcp(rung: Rung, done: &Done, expect: &mut impl FnMut(usize, u32)) {
     let connects = done.connects_v4 + done.connects_v6;
-    let mut expect = |hook: usize, calls: u32| expected[hook] = calls;
     expect(hook::STATE_SYN_SENT, connects);
     expect(hook::STATE_ESTABLISHED, connects);
     expect(hook::STATE_CLOSE, connects);
@@ -73,13 +91,20 @@ fn expected(rung: Rung, done: &Done, tracing: &Tracing) -> [u32; HOOKS] {
             expect(hook::EXIT_LISTEN, done.listens);
         }
     }
-    // What is known not to be hooked was said already.
-    for disabled in &tracing.disabled {
-        for (at, name) in HOOK_NAMES.iter().enumerate() {
-            if name.split(", ").any(|name| name == disabled.hook) {
-                expected[at] = 0;
-            }
+}
+
+fn expect_udp(rung: Rung, done: &Done, expect: &mut impl FnMut(usize, u32)) {
+    match rung {
+        Rung::Fentry | Rung::Kprobe => {
+            expect(hook::UDP_GET_PORT, done.udp_binds + done.udp_connects + done.udp_sends);
+            expect(hook::UDP_CONNECT, done.udp_connects);
+            expect(hook::UDP_AUTOBIND, done.udp_connects + done.udp_sends);
+            expect(hook::UDP_UNHASH, done.udp_binds + done.udp_connects + done.udp_sends);
+            expect(hook::BIND, done.udp_binds);
+        }
+        Rung::Tracepoint => {
+            expect(hook::EXIT_CONNECT, done.udp_connects);
+            expect(hook::EXIT_BIND, done.udp_binds);
         }
     }
-    expected
 }

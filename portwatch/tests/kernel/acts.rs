@@ -14,6 +14,7 @@ impl Truth {
             owner,
             how,
             family: socket.family,
+            protocol: socket.protocol,
             local: None,
             port: None,
             peer: None,
@@ -115,6 +116,45 @@ impl Truth {
         let id = self.begin(socket, How::Bind, begun_ns, failed);
         let story = self.story(id);
         (story.local, story.port) = (Some(address.ip()), (address.port() != 0).then_some(address.port()));
+        id
+    }
+
+    /// The connect of a UDP socket without a port, which gets one. There is nobody to refuse it.
+    pub fn udp_connected(&mut self, socket: &Socket, peer: SocketAddr) -> Id {
+        let begun_ns = now_ns();
+        socket.connect(peer).unwrap_or_else(|errno| panic!("connect to {peer}: {errno}"));
+        self.got_port(socket, peer, begun_ns)
+    }
+
+    /// The same towards nowhere: the port is got first, and kept.
+    pub fn udp_connect_has_no_route(&mut self, socket: &Socket, peer: SocketAddr, errno: Errno) -> Id {
+        let begun_ns = now_ns();
+        assert_eq!(socket.connect(peer), Err(errno), "connect to {peer}");
+        let failed = Happened::ConnectFailed(Failure::Errno(errno as i32));
+        let id = self.begin(socket, How::Connect, begun_ns, vec![Happened::Allocated, failed]);
+        let local = socket.local();
+        let story = self.story(id);
+        (story.local, story.port, story.peer) = (Some(local.ip()), Some(local.port()), Some(peer));
+        id
+    }
+
+    /// The first datagram of a UDP socket without a port.
+    pub fn sent(&mut self, socket: &Socket, peer: SocketAddr) -> Id {
+        let begun_ns = now_ns();
+        socket.send_to(peer).unwrap_or_else(|errno| panic!("send to {peer}: {errno}"));
+        let id = self.begin(socket, How::Autobind, begun_ns, vec![Happened::Allocated]);
+        let local = socket.local();
+        let story = self.story(id);
+        (story.local, story.port, story.peer) = (Some(local.ip()), Some(local.port()), Some(peer));
+        id
+    }
+
+    pub fn send_fails(&mut self, socket: &Socket, peer: SocketAddr, errno: Errno) -> Id {
+        let begun_ns = now_ns();
+        assert_eq!(socket.send_to(peer), Err(errno), "send to {peer}");
+        let failed = vec![Happened::ConnectFailed(Failure::Errno(errno as i32))];
+        let id = self.begin(socket, How::Autobind, begun_ns, failed);
+        self.story(id).peer = Some(peer);
         id
     }
 

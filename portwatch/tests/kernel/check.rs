@@ -88,7 +88,7 @@ type Place = (Kind, Option<String>, Option<u16>, Option<SocketAddr>);
 fn place(kind: Kind, how: &str, port: Option<u16>, peer: Option<SocketAddr>) -> Place {
     let is_of_connection =
         matches!(kind, Kind::Established | Kind::TimeWait | Kind::Closed | Kind::PortReleased);
-    let has_peer = is_of_connection || how == How::Connect.name();
+    let has_peer = is_of_connection || how == How::Connect.name() || how == How::Autobind.name();
     (kind, (!is_of_connection).then(|| how.to_owned()), port, peer.filter(|_| has_peer))
 }
 
@@ -108,7 +108,8 @@ fn holds_by_place<'a>(log: &'a Log, era: &Era) -> HashMap<Place, Vec<Vec<&'a Lin
 fn place_of_story(rung: &str, story: &Story) -> Option<Place> {
     let first = story.events.iter().find(|event| coverage::of(rung, story, event) != Seen::Absent)?;
     // The failure of a bound socket's connect is a connect's.
-    let how = if first.kind() == Kind::ConnectFailed { How::Connect } else { story.how };
+    let is_autobind = story.how == How::Autobind;
+    let how = if first.kind() == Kind::ConnectFailed && !is_autobind { How::Connect } else { story.how };
     Some(place(first.kind(), how.name(), story.port, story.peer))
 }
 
@@ -248,7 +249,7 @@ fn compare_owner(line: &Line, owner: &Task, wrong: &mut Wrong) {
 
 fn compare_place(line: &Line, story: &Story, wrong: &mut Wrong) {
     let kind = line.kind().expect("only events are kept");
-    wrong.unless_equal(line, "proto", &line.proto.as_deref(), &Some("tcp"));
+    wrong.unless_equal(line, "proto", &line.proto, &Some(name_of(&story.protocol)));
     wrong.unless_equal(line, "family", &line.family, &Some(name_of(&story.family)));
     wrong.unless_equal(line, "lport", &line.lport, &story.port);
     // The address of a socket bound to all of them changes when it connects.
@@ -258,7 +259,7 @@ fn compare_place(line: &Line, story: &Story, wrong: &mut Wrong) {
     }
     let is_of_connection =
         matches!(kind, Kind::ConnectFailed | Kind::Established | Kind::TimeWait | Kind::Closed)
-            || story.how == How::Connect;
+            || matches!(story.how, How::Connect | How::Autobind);
     if let (true, Some(peer)) = (is_of_connection, story.peer) {
         wrong.unless_equal(line, "raddr", &line.raddr, &Some(peer.ip()));
         wrong.unless_equal(line, "rport", &line.rport, &Some(peer.port()));

@@ -47,13 +47,14 @@ fn perfect_log(rung: &str, stories: &[Story]) -> Vec<Value> {
 fn line(number: usize, story: &Story, event: &Happened, begun_ns: u64, now_ns: u64, seen: Seen) -> Value {
     let Story { owner, how, peer, .. } = story;
     let kind = event.kind();
-    let has_peer = peer.is_some() && (kind != Kind::PortAllocated || *how == How::Connect);
+    let has_peer =
+        peer.is_some() && (kind != Kind::PortAllocated || matches!(how, How::Connect | How::Autobind));
     let mut line = json!({
         "type": kind.name(), "mono_ns": now_ns, "socket": number.to_string(), "netns": ERA.inode,
         "direction": if story.listens || *how == How::Listen { "in" } else { "out" },
         "pid": owner.pid, "tid": owner.tid, "ppid": owner.ppid, "ns_pid": owner.ns_pid, "comm": owner.comm,
         "uid": owner.uid, "start_ns": (owner.start_ticks * 10_000_000).to_string(),
-        "proto": "tcp", "family": name_of(&story.family), "laddr": story.local, "lport": story.port,
+        "proto": name_of(&story.protocol), "family": name_of(&story.family), "laddr": story.local, "lport": story.port,
         "raddr": peer.filter(|_| has_peer).map(|peer| peer.ip()),
         "rport": peer.filter(|_| has_peer).map(|peer| peer.port()),
         "mapped": has_peer && story.family == Family::Ipv6 && peer.is_some_and(|peer| peer.is_ipv4()),
@@ -252,6 +253,7 @@ fn stories() -> Vec<Story> {
         owner: owner.clone(),
         how,
         family: Family::Ipv4,
+        protocol: crate::sockets::Protocol::Tcp,
         local: Some(IpAddr::from([127, 0, 0, 1])),
         port,
         peer: (how == How::Connect).then(|| "127.0.0.1:7000".parse().expect("an address")),

@@ -21,28 +21,47 @@ pub enum Family {
     Ipv6,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    Tcp,
+    Udp,
+}
+
 pub struct Socket {
     fd: OwnedFd,
     pub family: Family,
+    pub protocol: Protocol,
 }
 
 impl Socket {
     pub fn v4() -> Socket {
-        Socket::new(Family::Ipv4).expect("a TCP socket")
+        Socket::new(Family::Ipv4, Protocol::Tcp).expect("a TCP socket")
+    }
+
+    pub fn udp_v4() -> Socket {
+        Socket::new(Family::Ipv4, Protocol::Udp).expect("a UDP socket")
+    }
+
+    pub fn udp_v6() -> Result<Socket, Errno> {
+        Socket::new(Family::Ipv6, Protocol::Udp)
     }
 
     pub fn v6() -> Result<Socket, Errno> {
-        Socket::new(Family::Ipv6)
+        Socket::new(Family::Ipv6, Protocol::Tcp)
     }
 
-    fn new(family: Family) -> Result<Socket, Errno> {
+    fn new(family: Family, protocol: Protocol) -> Result<Socket, Errno> {
         let domain = match family {
             Family::Ipv4 => AddressFamily::Inet,
             Family::Ipv6 => AddressFamily::Inet6,
         };
-        let fd =
-            nix::sys::socket::socket(domain, SockType::Stream, SockFlag::SOCK_CLOEXEC, SockProtocol::Tcp)?;
-        Ok(Socket { fd, family })
+        let (kind, number) = match protocol {
+            Protocol::Tcp => (SockType::Stream, SockProtocol::Tcp),
+            Protocol::Udp => (SockType::Datagram, SockProtocol::Udp),
+        };
+        let fd = nix::sys::socket::socket(domain, kind, SockFlag::SOCK_CLOEXEC, number)?;
+        Ok(Socket { fd, family, protocol })
     }
 
     pub fn into_fd(self) -> OwnedFd {
@@ -162,6 +181,16 @@ impl Socket {
         }
     }
 
+    /// One datagram.
+    pub fn send_to(&self, peer: SocketAddr) -> Result<(), Errno> {
+        let flags = nix::sys::socket::MsgFlags::empty();
+        nix::sys::socket::sendto(self.fd.as_raw_fd(), b"query", &self.address(peer), flags).map(drop)
+    }
+
+    pub fn set_reuse_port(&self) {
+        setsockopt(&self.fd, sockopt::ReusePort, &true).expect("SO_REUSEPORT is known");
+    }
+
     pub fn send(&self, bytes: &[u8]) -> Result<usize, Errno> {
         nix::sys::socket::send(self.fd.as_raw_fd(), bytes, nix::sys::socket::MsgFlags::MSG_NOSIGNAL)
     }
@@ -179,7 +208,7 @@ impl Socket {
         use std::os::fd::FromRawFd;
         let fd = nix::sys::socket::accept4(self.fd.as_raw_fd(), SockFlag::SOCK_CLOEXEC).expect("accept");
         // SAFETY: accept returned a descriptor that nobody else knows.
-        Socket { fd: unsafe { OwnedFd::from_raw_fd(fd) }, family: self.family }
+        Socket { fd: unsafe { OwnedFd::from_raw_fd(fd) }, family: self.family, protocol: self.protocol }
     }
 }
 

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-use crate::sockets::Family;
+use crate::sockets::{Family, Protocol};
 
 /// Everything one scenario did.
 #[derive(Debug, Serialize, Deserialize)]
@@ -31,6 +31,7 @@ pub struct Story {
     pub owner: Task,
     pub how: How,
     pub family: Family,
+    pub protocol: Protocol,
     /// Address at the allocation; `None`: the program cannot know.
     pub local: Option<IpAddr>,
     /// `None`: no port was got, or none was asked for.
@@ -66,6 +67,8 @@ pub enum How {
     Connect,
     Bind,
     Listen,
+    /// By the first datagram.
+    Autobind,
 }
 
 impl How {
@@ -74,6 +77,7 @@ impl How {
             How::Connect => "connect",
             How::Bind => "bind",
             How::Listen => "listen",
+            How::Autobind => "autobind",
         }
     }
 }
@@ -187,7 +191,7 @@ impl Story {
 
     /// Connects that sent a SYN: what the kernel counts as `ActiveOpens`.
     pub fn active_opens(&self) -> u64 {
-        if self.port.is_none() {
+        if self.port.is_none() || self.protocol == Protocol::Udp {
             return 0;
         }
         let is_open = |event: &&Happened| matches!(event.kind(), Kind::Established | Kind::ConnectFailed);

@@ -196,6 +196,7 @@ fn connect_until_killed(args: &[String]) -> Truth {
         owner: truth.me().clone(),
         how: How::Connect,
         family: client.family,
+        protocol: client.protocol,
         local: Some(peer.ip()),
         port: None,
         peer: Some(peer),

@@ -6,6 +6,7 @@ mod inet_sock_set_state;
 mod inet_twsk;
 pub mod mixed;
 mod owner;
+mod udp;
 mod volume;
 
 use crate::truth::Truth;
@@ -46,6 +47,7 @@ pub fn all() -> impl Iterator<Item = &'static Scenario> {
         owner::SCENARIOS,
         inet_csk_get_port::SCENARIOS,
         inet_sock_set_state::SCENARIOS,
+        udp::SCENARIOS,
     ]
     .into_iter()
     .flatten()
