@@ -88,6 +88,8 @@ pub struct Offsets {
     pub file_inode: u32,
     /// `struct inode`, `i_mode`
     pub inode_mode: u32,
+    /// `struct inode`, `i_ino`
+    pub inode_number: u32,
     // struct css_set, struct cgroup
     pub css_set_dfl_cgrp: u32,
     pub cgroup_level: u32,

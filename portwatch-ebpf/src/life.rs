@@ -1,12 +1,14 @@
 //! The life of a slot: begun, allocated, failed, ended. The hooks decide when, this decides what follows.
 
+use portwatch_common::config::rung;
 use portwatch_common::counters::miss;
 use portwatch_common::wire::{self, Endpoints, confidence, failed_flags, how, kind, reason};
 
+use crate::hooks::udp_syscalls;
 use crate::maps::{PREEXISTING, SLOT_SCRATCH, SOCKETS};
 use crate::settings::setting;
 use crate::slot::{Slot, flags};
-use crate::sock::Sock;
+use crate::sock::{IPPROTO_UDP, Sock};
 use crate::{counters, emit, filter, owner, stack};
 
 /// The slot of a socket, if it is tracked.
@@ -167,6 +169,8 @@ pub struct Asked {
     pub requested: Option<crate::sock::Sockaddr>,
     /// Where a UDP socket that is bound by its first datagram sends that.
     pub peer: Option<crate::sock::Sockaddr>,
+    /// Number of the socket's file, on the tracepoint rung; else 0.
+    pub inode: u64,
     /// 0: the socket has a port.
     pub errno: u32,
 }
@@ -223,7 +227,11 @@ pub fn asked(sk: Sock, place: u32, asked: &Asked, now_ns: u64) -> Option<()> {
         slot.flags |= flags::IS_LISTENING;
     }
     emit::port_allocated(slot, now_ns);
-    track(sk, slot);
+    if setting!(rung) == rung::TRACEPOINT && slot.hold.endpoints.protocol == IPPROTO_UDP {
+        udp_syscalls::told(asked.inode, slot);
+    } else {
+        track(sk, slot);
+    }
     Some(())
 }
 

@@ -8,7 +8,7 @@ use portwatch_common::counters::Counters;
 use portwatch_common::limits::PORT_BITMAP_WORDS;
 
 use crate::kernel_stack::{DOORS, KernelStack};
-use crate::slot::{InCall, Preexisting, Slot, TimeWaitSlot};
+use crate::slot::{InCall, Preexisting, Slot, TimeWaitSlot, UdpTold};
 use crate::stack::{Budget, RowKey, StackScratch};
 use portwatch_common::wire::Row;
 
@@ -32,6 +32,11 @@ pub static TIME_WAITS: HashMap<u64, TimeWaitSlot> = HashMap::with_max_entries(1,
 /// Socket cookie → socket that was open before the start. Written by user space.
 #[map]
 pub static PREEXISTING: HashMap<u64, Preexisting> = HashMap::with_max_entries(1, 0);
+
+/// Number of a socket's file → UDP socket that was told of; only on the tracepoint rung, where nothing tells of its end. Least
+/// recently used ones fall out; their next connect() is told as an allocation.
+#[map]
+pub static UDP_TOLD: LruHashMap<u64, UdpTold> = LruHashMap::with_max_entries(1, 0);
 
 /// Arguments of a function under way, from its entry to its return. Written and removed there. Kprobes need it for
 /// every function whose result counts; the others for those of UDP that tell what asked for a port.

@@ -80,6 +80,16 @@ pub struct Preexisting {
     pub socket_id: u64,
 }
 
+/// A UDP socket that was told of, on the tracepoint rung.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct UdpTold {
+    pub socket_id: u64,
+    pub port: u32,
+    /// [`flags::ANNOUNCED`], or nothing.
+    pub flags: u32,
+}
+
 /// Arguments of a probed function.
 #[repr(C)]
 #[derive(Clone, Copy)]

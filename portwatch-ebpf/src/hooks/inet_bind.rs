@@ -77,7 +77,8 @@ fn bind(socket: u64, address: u64, ret: i32) -> Option<()> {
         return None;
     }
     let requested = Sockaddr::from_kernel(address)?;
-    let asked = Asked { how: how::BIND, requested: Some(requested), peer: None, errno: ret.unsigned_abs() };
+    let asked =
+        Asked { how: how::BIND, requested: Some(requested), peer: None, inode: 0, errno: ret.unsigned_abs() };
     life::asked(sk, scratch::BIND_FAILED, &asked, now())
 }
 
@@ -87,7 +88,7 @@ fn listen(socket: u64, ret: i32) -> Option<()> {
     if ret >= 0 {
         return None;
     }
-    let asked = Asked { how: how::LISTEN, requested: None, peer: None, errno: ret.unsigned_abs() };
+    let asked = Asked { how: how::LISTEN, requested: None, peer: None, inode: 0, errno: ret.unsigned_abs() };
     life::asked(sk, scratch::LISTEN_FAILED, &asked, now())
 }
 

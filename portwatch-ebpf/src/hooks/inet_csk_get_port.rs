@@ -40,7 +40,12 @@ fn observe(sk: Sock, requested: u16, ret: i32) {
         return;
     }
     let how = if is_listening { how::LISTEN } else { how::BIND };
-    let _ = life::asked(sk, scratch::GET_PORT, &Asked { how, requested: None, peer: None, errno: 0 }, now());
+    let _ = life::asked(
+        sk,
+        scratch::GET_PORT,
+        &Asked { how, requested: None, peer: None, inode: 0, errno: 0 },
+        now(),
+    );
     if life::slot_of(sk).is_some_and(|slot| slot.flags & flags::IS_SELF != 0) {
         counters::self_test_hit(hook::GET_PORT);
     }

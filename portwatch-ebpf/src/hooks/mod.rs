@@ -11,6 +11,7 @@ mod sched;
 mod syscalls;
 mod tcp_connect;
 mod udp;
+pub mod udp_syscalls;
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_ns};

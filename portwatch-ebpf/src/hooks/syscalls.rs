@@ -9,7 +9,7 @@ use aya_ebpf::programs::TracePointContext;
 use portwatch_common::counters::hook;
 use portwatch_common::wire::{failed_flags, how, kind, reason};
 
-use super::now;
+use super::{now, udp_syscalls};
 use crate::life::{self, Asked};
 use crate::maps::scratch;
 use crate::owner::current_task;
@@ -17,7 +17,7 @@ use crate::read::{kernel, kernel_pointer};
 use crate::settings::{offset, setting};
 use crate::slot::flags;
 use crate::sock::{Sock, Sockaddr, state};
-use crate::{counters, emit, kernel_stack, owner, registers};
+use crate::{counters, emit, filter, kernel_stack, owner, registers};
 
 const EINTR: i32 = 4;
 const EALREADY: i32 = 114;
@@ -58,9 +58,16 @@ fn call(ctx: &TracePointContext) -> Option<(u32, u64, i32)> {
     Some((kernel(registers, registers::ARG0)?, kernel(registers, registers::ARG1)?, ret as i32))
 }
 
-/// The TCP socket behind a descriptor of the running task.
+/// A socket of a wanted protocol, and the number of its file: unique while it lives, and long after.
+#[derive(Clone, Copy)]
+struct Opened {
+    sk: Sock,
+    inode: u64,
+}
+
+/// The socket behind a descriptor of the running task, if its protocol is wanted.
 #[inline(always)]
-fn tcp_sock(fd: u32) -> Option<Sock> {
+fn wanted_sock(fd: u32) -> Option<Opened> {
     let files = kernel_pointer(current_task(), offset!(task_files))?;
     let table = kernel_pointer(files, offset!(files_fdt))?;
     if fd >= kernel(table, offset!(fdt_max_fds))? {
@@ -74,14 +81,20 @@ fn tcp_sock(fd: u32) -> Option<Sock> {
     }
     let socket = kernel_pointer(file, offset!(file_private_data))?;
     let sk = Sock(kernel_pointer(socket, offset!(socket_sk))?);
-    sk.is_tcp().then_some(sk)
+    if !filter::wants_protocol(sk) {
+        return None;
+    }
+    Some(Opened { sk, inode: kernel(inode, offset!(inode_number))? })
 }
 
 #[inline(always)]
 fn connect(ctx: &TracePointContext) -> Option<()> {
     let (fd, address, ret) = call(ctx)?;
-    let sk = tcp_sock(fd)?;
+    let Opened { sk, inode } = wanted_sock(fd)?;
     let now_ns = now();
+    if sk.is_udp() {
+        return udp_syscalls::connected(sk, inode, address, ret, now_ns);
+    }
     if let Some(slot) = life::slot_of(sk) {
         if slot.flags & flags::IS_SELF != 0 {
             counters::self_test_hit(hook::EXIT_CONNECT);
@@ -166,7 +179,7 @@ fn is_failure(ret: i32) -> bool {
 #[inline(always)]
 fn bind(ctx: &TracePointContext) -> Option<()> {
     let (fd, address, ret) = call(ctx)?;
-    let sk = tcp_sock(fd)?;
+    let Opened { sk, inode } = wanted_sock(fd)?;
     if is_self() {
         counters::self_test_hit(hook::EXIT_BIND);
     }
@@ -176,13 +189,16 @@ fn bind(ctx: &TracePointContext) -> Option<()> {
     if errno == 0 && sk.num() == 0 {
         return None;
     }
-    life::asked(sk, scratch::GET_PORT, &Asked { how: how::BIND, requested, peer: None, errno }, now())
+    life::asked(sk, scratch::GET_PORT, &Asked { how: how::BIND, requested, peer: None, inode, errno }, now())
 }
 
 #[inline(always)]
 fn listen(ctx: &TracePointContext) -> Option<()> {
     let (fd, _, ret) = call(ctx)?;
-    let sk = tcp_sock(fd)?;
+    let Opened { sk, .. } = wanted_sock(fd)?;
+    if !sk.is_tcp() {
+        return None;
+    }
     if is_self() {
         counters::self_test_hit(hook::EXIT_LISTEN);
     }
@@ -190,7 +206,7 @@ fn listen(ctx: &TracePointContext) -> Option<()> {
     life::asked(
         sk,
         scratch::LISTEN_FAILED,
-        &Asked { how: how::LISTEN, requested: None, peer: None, errno },
+        &Asked { how: how::LISTEN, requested: None, peer: None, inode: 0, errno },
         now(),
     )
 }

@@ -117,7 +117,7 @@ fn got_port(sk: Sock, requested: u16, ret: i32) -> Option<()> {
     if ret != 0 || !sk.is_udp() {
         return None;
     }
-    let mut asked = Asked { how: how::BIND, requested: None, peer: None, errno: 0 };
+    let mut asked = Asked { how: how::BIND, requested: None, peer: None, inode: 0, errno: 0 };
     if requested == 0 && is_connecting(sk) {
         asked.how = how::CONNECT;
     } else if requested == 0 && is_autobinding(sk) {

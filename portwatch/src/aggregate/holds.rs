@@ -6,7 +6,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use crate::event::decode::{Body, Failure, Record};
-use crate::event::{Confidence, Direction, Event, Hold, Reason, SocketId, Tuple, What};
+use crate::event::{Confidence, Direction, Event, Hold, Protocol, Reason, SocketId, Tuple, What};
 
 /// How long a time-wait entry lives: `TCP_TIMEWAIT_LEN`, and up to two seconds more until its coarse timer fires.
 const TIME_WAIT_NS: u64 = 61_000_000_000;
@@ -49,6 +49,19 @@ impl Holds {
         let at = self.waiting.partition_point(|(other, ..)| *other <= since_ns);
         self.waiting.insert(at, (since_ns, tuple, hold.socket));
         self.waiting_by_tuple.insert(tuple, (since_ns, hold));
+    }
+
+    /// The UDP holds that are alive.
+    pub fn udp(&self) -> impl Iterator<Item = &Arc<Hold>> {
+        self.alive.values().filter(|hold| hold.endpoints.protocol == Protocol::Udp)
+    }
+
+    /// Ends a hold of whose end no hook told: listings do not show its socket any more.
+    pub fn end_unseen(&mut self, socket: SocketId, mono_ns: u64) -> Option<(Event, Arc<Hold>)> {
+        let hold = self.alive.remove(&socket)?;
+        let held_ns = Some(mono_ns.saturating_sub(hold.begun_mono_ns));
+        let what = What::PortReleased { reason: Reason::Closed, held_ns };
+        Some((Event { mono_ns, socket, what, confidence: Confidence::Inferred }, hold))
     }
 
     /// Holds that are remembered.

@@ -9,5 +9,6 @@ pub mod names;
 pub mod pool;
 pub mod quantiles;
 pub mod recent;
+pub mod sightings;
 pub mod site;
 pub mod timeline;

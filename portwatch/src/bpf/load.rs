@@ -274,6 +274,7 @@ fn create(plan: &Plan<'_>, rung: Rung, walk: StackWalk) -> Result<Ebpf> {
         .map_max_entries("TIME_WAITS", if rung == Rung::Tracepoint { 1 } else { plan.sizes.time_waits })
         .map_max_entries("PREEXISTING", plan.sizes.preexisting)
         .map_max_entries("IN_CALL", calls_max(rung))
+        .map_max_entries("UDP_TOLD", if rung == Rung::Tracepoint { UDP_TOLD_MAX } else { 1 })
         .map_max_entries("STACKS_SEEN", if plan.stacks { STACKS_MAX } else { 1 })
         .map_max_entries("SPACES", if plan.stacks { SPACES_MAX } else { 1 })
         .map_max_entries("SNAPSHOT_BUDGETS", if plan.stacks { SPACES_MAX } else { 1 })
@@ -301,6 +302,9 @@ fn protocol_bits(protocols: Protocols) -> u32 {
     let no_udp = if protocols.udp { 0 } else { filter::NO_UDP };
     no_tcp | no_udp
 }
+
+/// UDP sockets that the kernel side remembers as told of, where it does not follow them.
+const UDP_TOLD_MAX: u32 = 16_384;
 
 /// Stacks that the kernel side remembers as sent.
 const STACKS_MAX: u32 = 16_384;
@@ -353,6 +357,16 @@ impl Tracing {
         let map = self.ebpf.map_mut("PREEXISTING").context("no map `PREEXISTING`")?;
         let mut sockets: HashMap<&mut MapData, u64, u64> = HashMap::try_from(map)?;
         sockets.insert(cookie, socket_id, 0).context("the table of sockets open before the start is full")
+    }
+
+    /// Makes the kernel side forget such a socket, where it does not see its end.
+    pub fn remove_preexisting(&mut self, cookie: u64) -> Result<()> {
+        let map = self.ebpf.map_mut("PREEXISTING").context("no map `PREEXISTING`")?;
+        let mut sockets: HashMap<&mut MapData, u64, u64> = HashMap::try_from(map)?;
+        match sockets.remove(&cookie) {
+            Ok(()) | Err(aya::maps::MapError::KeyNotFound) => Ok(()),
+            Err(error) => Err(error).context("cannot change the table of sockets open before the start"),
+        }
     }
 
     /// Teaches the kernel side how to get from these instructions of an address space to their callers. What finds no

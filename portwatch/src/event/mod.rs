@@ -390,7 +390,8 @@ impl Endpoints {
     pub fn tuple(&self) -> Tuple {
         // Where there is no peer, `remote` says nothing.
         let remote = self.remote_port.map(|port| (self.remote, port));
-        Tuple { netns: self.netns, local: (self.local, self.local_port), remote }
+        let local = (self.local, self.local_port);
+        Tuple { netns: self.netns, protocol: self.protocol, local, remote }
     }
 
     /// The peer's address in its natural form; `None` without a peer.
@@ -410,6 +411,7 @@ impl Endpoints {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tuple {
     netns: u32,
+    protocol: Protocol,
     local: (Ipv6Addr, Option<u16>),
     remote: Option<(Ipv6Addr, u16)>,
 }
@@ -430,6 +432,7 @@ impl Tuple {
         let (address, port) = self.remote?;
         Some(Tuple {
             netns: self.netns,
+            protocol: self.protocol,
             local: (address, Some(port)),
             remote: Some((self.local.0, self.local.1?)),
         })

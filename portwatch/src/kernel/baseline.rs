@@ -225,6 +225,21 @@ fn list_family(protocol: Protocol, permit: Option<Permit>, family: Family, found
     Ok(())
 }
 
+/// Looks for the owners of these sockets, as [`Baseline::take`] does for all.
+pub fn add_owners<'a>(sockets: impl Iterator<Item = &'a mut OpenSocket>, among: &Among) -> Result<()> {
+    let sockets: Vec<_> = sockets.collect();
+    let inodes: HashSet<u64> = sockets.iter().filter_map(|socket| socket.inode).collect();
+    let scan = socket_owners(&inodes, among, Instant::now() + OWNERS_TIME_MAX)?;
+    let mut ns_tgids = HashMap::new();
+    for socket in sockets {
+        let Some(holder) = socket.inode.and_then(|inode| scan.holders.get(&inode)) else { continue };
+        let uid = socket.uid.unwrap_or(0);
+        socket.owner = Some(owner(uid, socket.cgroup_id, holder, &mut ns_tgids));
+        socket.holders = holder.holders;
+    }
+    Ok(())
+}
+
 /// Owners by inode of the socket.
 struct Owners {
     holders: HashMap<u64, Holder>,
@@ -257,21 +272,26 @@ fn describe(row: &SocketRow, netns: u32, listeners: &Listeners, owners: &mut Own
         cgroup_id: row.cgroup_id,
         uid: (!is_time_wait).then_some(row.uid),
         time_wait_left_ms: is_time_wait.then_some(row.expires_ms),
-        owner: holder.map(|holder| owner(row, &holder, &mut owners.ns_tgids)),
+        owner: holder.map(|holder| owner(row.uid, row.cgroup_id, &holder, &mut owners.ns_tgids)),
         holders: holder.map_or(0, |holder| holder.holders),
     }
 }
 
-fn owner(row: &SocketRow, holder: &Holder, ns_tgids: &mut HashMap<u32, Option<u32>>) -> Owner {
+fn owner(
+    uid: u32,
+    cgroup_id: Option<u64>,
+    holder: &Holder,
+    ns_tgids: &mut HashMap<u32, Option<u32>>,
+) -> Owner {
     Owner {
         tgid: Some(holder.pid),
         tid: None,
         ppid: (holder.stat.ppid != 0).then_some(holder.stat.ppid),
         // Of the one who made the socket, as an owner's is.
-        uid: row.uid,
+        uid,
         ns_tgid: *ns_tgids.entry(holder.pid).or_insert_with(|| ns_tgid(holder.pid)),
         start_boot_ns: holder.stat.start_boot_ns(),
-        cgroup_id: row.cgroup_id.unwrap_or(0),
+        cgroup_id: cgroup_id.unwrap_or(0),
         comm: holder.stat.comm,
         is_kernel: holder.stat.is_kernel,
     }

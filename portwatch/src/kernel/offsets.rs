@@ -179,6 +179,7 @@ pub const ROWS: &[Row] = &[
     row!(file_private_data = "file" ["private_data"] Pointer),
     row!(file_inode = "file" ["f_inode"] Pointer),
     row!(inode_mode = "inode" ["i_mode"] Bytes(2)),
+    row!(inode_number = "inode" ["i_ino"] Bytes(8)),
     row!(css_set_dfl_cgrp = "css_set" ["dfl_cgrp"] Pointer),
     row!(cgroup_level = "cgroup" ["level"] Bytes(4)),
     // Ids up to 6.0, pointers from 6.1.

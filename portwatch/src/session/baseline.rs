@@ -113,7 +113,7 @@ fn protocols(wanted: Protocols) -> Vec<Protocol> {
     all.into_iter().filter(|(is_wanted, _)| *is_wanted).map(|(_, protocol)| protocol).collect()
 }
 
-fn listed(is_wanted: impl Fn(&Seen) -> bool) -> Result<Vec<Seen>> {
+pub(super) fn listed(is_wanted: impl Fn(&Seen) -> bool) -> Result<Vec<Seen>> {
     Ok(netns::list()?.namespaces.into_iter().filter(is_wanted).collect())
 }
 
@@ -139,7 +139,7 @@ fn describe(open: OpenSocket, socket: SocketId, mono_ns: u64) -> Listed {
 }
 
 /// The filters of the kernel side, over what /proc says. What has no owner passes no filter that asks for one.
-fn wants(filters: &KernelFilters, pids: Option<&[u32]>, open: &OpenSocket) -> bool {
+pub(super) fn wants(filters: &KernelFilters, pids: Option<&[u32]>, open: &OpenSocket) -> bool {
     let owner = open.owner.as_ref();
     let tgid = owner.and_then(|owner| owner.tgid);
     let ends = &open.endpoints;

@@ -8,10 +8,11 @@ mod baseline;
 mod control;
 mod follow;
 mod learner;
+mod listings;
 mod pipeline;
 mod self_test;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -84,6 +85,10 @@ struct Shared {
     queue: Arc<Queue>,
     /// Sockets that were open before the start, until the pipeline takes them.
     baseline: Mutex<Option<baseline::List>>,
+    /// The latest listing of sockets, until the pipeline takes it.
+    listing: Mutex<Option<listings::Listing>>,
+    /// UDP ports that hooks have told of: (network namespace, port).
+    udp_ports: Mutex<HashSet<(u32, u16)>>,
     /// Events that the pipeline has received.
     received: AtomicU64,
 }
@@ -96,6 +101,23 @@ impl Shared {
     /// The list of sockets open before the start, if it is there and not newer than `mono_ns`.
     fn take_baseline(&self, mono_ns: u64) -> Option<baseline::List> {
         self.baseline.lock().unwrap_or_else(PoisonError::into_inner).take_if(|list| list.mono_ns <= mono_ns)
+    }
+
+    fn set_listing(&self, listing: listings::Listing) {
+        *self.listing.lock().unwrap_or_else(PoisonError::into_inner) = Some(listing);
+    }
+
+    /// The latest listing of sockets, if it is there and not newer than `mono_ns`.
+    fn take_listing(&self, mono_ns: u64) -> Option<listings::Listing> {
+        self.listing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take_if(|listing| listing.ended_ns <= mono_ns)
+    }
+
+    /// UDP ports that are known to be held.
+    fn udp_ports(&self) -> std::sync::MutexGuard<'_, HashSet<(u32, u16)>> {
+        self.udp_ports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether everything that the kernel side has sent until now is received.
@@ -138,6 +160,8 @@ pub fn run(mut request: Request, output: impl FnOnce() -> Result<Box<dyn Output>
         tracing: Mutex::new(tracing),
         queue: Arc::new(Queue::default()),
         baseline: Mutex::default(),
+        listing: Mutex::default(),
+        udp_ports: Mutex::default(),
         received: AtomicU64::new(0),
     });
     let result = trace(&request, &shared, reader, &mut control, output);
@@ -189,9 +213,13 @@ fn trace(
     eprintln!("portwatch: tracing rung={rung} stacks={} walk={walk}", stack_method(request));
 
     let baseline = baseline::start(request, shared)?;
+    // Where no hook sees UDP sockets end.
+    let has_listings = rung == Rung::Tracepoint && request.protocols.udp;
+    let lister = if has_listings { Some(listings::start(request, shared)?) } else { None };
 
     let ended = control.wait(request, shared, &pipeline);
 
+    drop(lister);
     if let Some(baseline) = baseline {
         // Bounded in time by itself. A panic in it was printed.
         let _ = baseline.join();

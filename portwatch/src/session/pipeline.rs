@@ -9,20 +9,23 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use portwatch_common::counters::MISS_NAMES;
 use portwatch_common::limits::STACK_FRAMES_MAX;
-use portwatch_common::wire::{EVENT_NAMES, stack_id_mix, stack_id_seed};
+use portwatch_common::wire::{EVENT_NAMES, kind, stack_id_mix, stack_id_seed};
 use tokio::sync::Notify;
 
 use super::audit::{self, Verdict};
+use super::listings::{self, Listing};
 use super::{Request, Shared};
 use crate::aggregate::holds::{Holds, Joined};
 use crate::aggregate::recent::Recent;
+use crate::aggregate::sightings::{Alive, Sightings};
 use crate::bpf::{NotRun, Received, Rung, Totals};
 use crate::event::decode::{Body, DecodeError, Record, records};
-use crate::event::{Confidence, Event, Hold, RawSnapshot, RawStack, StackGap, StackId, StackState, Tuple};
+use crate::event::{Confidence, Event, Hold, Protocol, RawSnapshot, RawStack, StackGap, StackId, StackState, Tuple, What};
 use crate::kernel::ancestry::{Ancestry, Followed};
 use crate::kernel::cgroups::Cgroups;
 use crate::kernel::clock::{self, Anchor};
 use crate::kernel::netns::{self, Namespace};
+use crate::kernel::process_tree;
 use crate::kernel::processes::{Cmdline, Processes};
 use crate::output::{Netns, Output, Process, StackAudit, StackShares, Summary};
 use crate::stack::kernel_symbols::KernelSymbols;
@@ -44,6 +47,10 @@ const SNAPSHOTS_REMEMBERED: usize = 65_536;
 
 /// Stacks that can be named anew when code of their process is replaced.
 const RECENT_STACKS: usize = 4096;
+
+/// Ids of holds that listings brought to light: above those that were open before the start, and below the kernel
+/// side's, which are times since boot.
+const FOUND_FIRST: u64 = 1 << 32;
 
 /// The running pipeline.
 pub struct Pipeline {
@@ -102,6 +109,10 @@ pub fn start(
         count: request.count,
         started_mono_ns: anchor.mono_ns,
         holds: Holds::default(),
+        sightings: Sightings::default(),
+        found: 0,
+        listed_ns: anchor.mono_ns,
+        kinds: request.kinds,
         opened: request.command.is_empty().then(HashSet::new),
         processes: Processes::new(
             if request.cmdline { Cmdline::Read } else { Cmdline::Skip },
@@ -159,6 +170,13 @@ struct Worker {
     count: Option<u64>,
     started_mono_ns: u64,
     holds: Holds,
+    sightings: Sightings,
+    /// Holds that listings brought to light.
+    found: u64,
+    /// When the listing before was begun.
+    listed_ns: u64,
+    /// Bit per kind: what is wanted of what is deduced here.
+    kinds: u32,
     /// The ends of what was opened since the start, told or not, until the list of what was open before is there:
     /// that may hold some of it, too.
     opened: Option<HashSet<Tuple>>,
@@ -187,6 +205,16 @@ struct Worker {
     is_full: bool,
 }
 
+/// Whether a listing says anything of a hold: its namespace was looked at, or its process is gone with it.
+fn is_judged(hold: &Hold, listing: &Listing) -> bool {
+    let pid = hold.owner.as_ref().and_then(|owner| owner.tgid);
+    listing.namespaces.contains(&hold.endpoints.netns) || !pid.is_some_and(process_tree::exists)
+}
+
+fn alive(hold: &Arc<Hold>) -> Alive {
+    Alive { socket: hold.socket, endpoints: hold.endpoints, begun_mono_ns: hold.begun_mono_ns }
+}
+
 impl Worker {
     fn run(&mut self, walks: Option<Walks>) -> Result<()> {
         let mut stacks = walks.map(|walks| Stacks::with(walks, self.library_patterns.clone()));
@@ -204,7 +232,9 @@ impl Worker {
                     }
                 }
                 Received::Nothing => {
-                    self.baseline(drained_ns.saturating_sub(ORDER_WINDOW_NS))?;
+                    let settled_ns = drained_ns.saturating_sub(ORDER_WINDOW_NS);
+                    self.baseline(settled_ns)?;
+                    self.listing(settled_ns)?;
                     let now_ns = clock::mono_now_ns()?;
                     self.expire(now_ns)?;
                     if let Some(stacks) = &stacks {
@@ -245,7 +275,9 @@ impl Worker {
     }
 
     fn record(&mut self, mut record: Record, stacks: &mut Option<Stacks>) -> Result<()> {
-        self.baseline(record.mono_ns.saturating_sub(ORDER_WINDOW_NS))?;
+        let settled_ns = record.mono_ns.saturating_sub(ORDER_WINDOW_NS);
+        self.baseline(settled_ns)?;
+        self.listing(settled_ns)?;
         self.expire(record.mono_ns)?;
         match (&mut record.body, stacks.as_mut()) {
             (Body::Stack { user, kernel }, Some(stacks)) => {
@@ -254,6 +286,9 @@ impl Worker {
             (Body::Snapshot(raw), Some(stacks)) => return self.snapshot(raw, record.mono_ns, stacks),
             (Body::Audit(raw), Some(stacks)) => return self.audit(raw, record.mono_ns, stacks),
             (Body::Hold { hold, .. }, stacks) => {
+                if let (Protocol::Udp, Some(port)) = (hold.endpoints.protocol, hold.endpoints.local_port) {
+                    self.shared.udp_ports().insert((hold.endpoints.netns, port));
+                }
                 if let Some(&(id, state)) = hold.stack.and_then(|id| self.snapshots.get(&id)) {
                     (hold.stack, hold.stack_state) = (Some(id), state);
                 }
@@ -455,6 +490,61 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    /// Tells what a listing of sockets says beyond what the hooks told.
+    fn listing(&mut self, mono_ns: u64) -> Result<()> {
+        // Until then what was open before has no holds.
+        if self.opened.is_some() {
+            return Ok(());
+        }
+        let Some(mut listing) = self.shared.take_listing(mono_ns) else { return Ok(()) };
+        let since_ns = std::mem::replace(&mut self.listed_ns, listing.begun_ns);
+        let alive: Vec<Alive> =
+            self.holds.udp().filter(|hold| is_judged(hold, &listing)).map(alive).collect();
+        let changes = self.sightings.compare(&listing.sightings, listing.begun_ns, &alive);
+        for (socket, identity) in changes.gone {
+            if let Some(identity) = identity {
+                self.shared.tracing().remove_preexisting(identity.number)?;
+            }
+            if let Some((event, hold)) = self.holds.end_unseen(socket, listing.ended_ns) {
+                self.deduced(&event, &hold, kind::PORT_RELEASED)?;
+            }
+        }
+        for at in changes.appeared {
+            let identity = listing.sightings[at].identity;
+            if !listing.wanted.contains(&at) {
+                self.sightings.ignore(identity);
+                continue;
+            }
+            self.found += 1;
+            let open = &mut listing.sockets[at];
+            let hold = Arc::new(listings::found(open, FOUND_FIRST + self.found, since_ns));
+            if let Some(cookie) = open.cookie {
+                // No room: a connect() will be told as an allocation.
+                let _ = self.shared.tracing().add_preexisting(cookie, hold.socket.0);
+            }
+            self.sightings.pair(identity, hold.socket);
+            self.holds.insert(Arc::clone(&hold));
+            let event = Event {
+                mono_ns: listing.ended_ns,
+                socket: hold.socket,
+                what: What::PortAllocated,
+                confidence: Confidence::Inferred,
+            };
+            self.deduced(&event, &hold, kind::PORT_ALLOCATED)?;
+        }
+        let held = self.holds.udp().map(|hold| &hold.endpoints);
+        *self.shared.udp_ports() = held.filter_map(|ends| Some((ends.netns, ends.local_port?))).collect();
+        Ok(())
+    }
+
+    /// Tells what follows from a listing, where events of that kind are wanted.
+    fn deduced(&mut self, event: &Event, hold: &Arc<Hold>, kind: u16) -> Result<()> {
+        if self.kinds & (1 << kind) == 0 {
+            return Ok(());
+        }
+        self.event(event, hold, None)
     }
 
     /// Describes the network namespace that a process is in, once.

@@ -21,6 +21,7 @@ impl Truth {
             call_ns: (begun_ns, now_ns()),
             listens: false,
             told_at_connect: false,
+            is_long: false,
             events,
         })
     }

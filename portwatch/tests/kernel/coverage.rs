@@ -3,7 +3,8 @@
 //! `exact` must be there and say so, `inferred` must be there and say so, `absent` must not be there.
 //! What is not in the table is exact.
 
-use crate::truth::{Happened, Kind, Reason, Story};
+use crate::sockets::Protocol;
+use crate::truth::{Happened, How, Kind, Reason, Story};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
@@ -47,6 +48,41 @@ const TABLE: &[Cell] = &[
         seen: Seen::Absent,
         because: "the end of a time-wait entry passes no tracepoint",
     },
+    Cell {
+        rung: "tracepoint",
+        kind: Kind::PortAllocated,
+        is_meant: |story, _| story.how == How::Autobind && story.is_long,
+        seen: Seen::Inferred,
+        because: "a program at the end of every sendto() would cost everybody who sends; listings show the socket",
+    },
+    Cell {
+        rung: "tracepoint",
+        kind: Kind::PortAllocated,
+        is_meant: |story, _| story.how == How::Autobind,
+        seen: Seen::Absent,
+        because: "likewise, and it was gone before the next listing",
+    },
+    Cell {
+        rung: "tracepoint",
+        kind: Kind::ConnectFailed,
+        is_meant: |story, _| story.how == How::Autobind,
+        seen: Seen::Absent,
+        because: "likewise, and there is nothing to list",
+    },
+    Cell {
+        rung: "tracepoint",
+        kind: Kind::PortReleased,
+        is_meant: |story, _| story.how == How::Autobind && !story.is_long,
+        seen: Seen::Absent,
+        because: "of a hold that was never seen",
+    },
+    Cell {
+        rung: "tracepoint",
+        kind: Kind::PortReleased,
+        is_meant: |story, _| story.protocol == Protocol::Udp,
+        seen: Seen::Inferred,
+        because: "the end of a UDP socket passes no tracepoint; it is missing from the next listing",
+    },
 ];
 
 /// How a rung sees one line of a story.
@@ -55,6 +91,17 @@ pub fn of(rung: &str, story: &Story, happened: &Happened) -> Seen {
         .iter()
         .find(|cell| cell.rung == rung && cell.kind == happened.kind() && (cell.is_meant)(story, happened));
     cell.map_or(Seen::Exact, |cell| cell.seen)
+}
+
+/// Whether a rung may tell more of a story than it owes: a socket that its first datagram bound is told when a listing
+/// happens to show it, or when it connects.
+pub fn may_be_told(rung: &str, story: &Story) -> bool {
+    rung == "tracepoint" && story.how == How::Autobind
+}
+
+/// Whether a rung can tell why a UDP port was released: listings say only that it was.
+pub fn knows_reason(rung: &str, story: &Story) -> bool {
+    rung != "tracepoint" || story.protocol != Protocol::Udp
 }
 
 /// Lines of so many that may be missing, or deduced or told late instead of seen. A kprobe's program does not run on a

@@ -193,6 +193,11 @@ impl Log {
         for line in &self.lines {
             holds.entry(&line.socket).or_default().push(line);
         }
-        holds.into_values().filter(|hold| era.has(hold[0].netns, self.begun_ns(hold[0]))).collect()
+        // What was found in a listing may have begun, for all that is known, before its namespace.
+        let known_ns = |first: &Line| match first.confidence.as_deref() {
+            Some("inferred") => self.start_ns() + i128::from(first.mono_ns),
+            _ => self.begun_ns(first),
+        };
+        holds.into_values().filter(|hold| era.has(hold[0].netns, known_ns(hold[0]))).collect()
     }
 }

@@ -260,6 +260,7 @@ fn stories() -> Vec<Story> {
         call_ns: (number * 1_000_000_000, number * 1_000_000_000 + 1000),
         listens: false,
         told_at_connect: false,
+        is_long: false,
         events,
     });
     made.collect()

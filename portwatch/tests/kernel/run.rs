@@ -217,8 +217,10 @@ fn count_releases(log: &str, eras: &HashMap<u64, Era>) -> usize {
     let is_release = |line: &&str| {
         serde_json::from_str(line).is_ok_and(|head: Head| {
             let era = head.netns.and_then(|netns| eras.get(&netns));
-            let begun_ns = start_ns + i128::from(head.mono_ns - head.held_ns.unwrap_or(0));
-            head.r#type == Kind::PortReleased.name() && era.is_some_and(|era| era.has(head.netns, begun_ns))
+            let ended_ns = start_ns + i128::from(head.mono_ns);
+            let begun_ns = ended_ns - i128::from(head.held_ns.unwrap_or(0));
+            let is_of = |era: &Era| era.has(head.netns, begun_ns) || era.has(head.netns, ended_ns);
+            head.r#type == Kind::PortReleased.name() && era.is_some_and(is_of)
         })
     };
     log.lines().filter(is_release).count()

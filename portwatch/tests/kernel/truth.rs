@@ -42,6 +42,8 @@ pub struct Story {
     pub listens: bool,
     /// A filter by peer holds the line of a bind back until the socket connects.
     pub told_at_connect: bool,
+    /// It lasts so long that every rung must have listed it.
+    pub is_long: bool,
     pub events: Vec<Happened>,
 }
 

@@ -203,6 +203,7 @@ fn connect_until_killed(args: &[String]) -> Truth {
         call_ns: (now_ns(), 0),
         listens: false,
         told_at_connect: false,
+        is_long: false,
         events: vec![
             Happened::Allocated,
             Happened::ConnectFailed(Failure::Abandoned),

@@ -1,5 +1,7 @@
 //! UDP: ports by bind(), by connect() and by the first datagram, and their end.
 
+use std::time::Duration;
+
 use nix::errno::Errno;
 
 use super::Scenario;
@@ -9,6 +11,8 @@ use crate::truth::{Id, Reason, Truth};
 
 const FOUR_PORTS: (&str, &str) = ("ip_local_port_range", "40000 40003");
 const ANY_PORT: &str = "127.0.0.1:0";
+/// Several times what portwatch lets pass from one listing to the next.
+const LONG: Duration = Duration::from_secs(6);
 const PEER: &str = "127.0.0.1:7053";
 const OTHER_PEER: &str = "127.0.0.2:7054";
 const PEER_V6: &str = "[::1]:7053";
@@ -23,6 +27,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario::new("udp_disconnect", disconnect),
     Scenario::new("udp_disconnect_bound", disconnect_bound),
     Scenario::new("udp_send", send),
+    Scenario::new("udp_send_long", send_long),
     Scenario::new("udp_v6", v6),
     Scenario::with("udp_exhausted", &[FOUR_PORTS], exhausted),
     Scenario::new("udp_query_by_query", query_by_query),
@@ -132,6 +137,22 @@ fn send(truth: &mut Truth) {
             socket.send_to(address(OTHER_PEER)).expect("send again");
         }
         socket.connect(address(PEER)).expect("connect");
+        close(truth, socket, id);
+    }
+}
+
+/// Long enough to be in several listings, on the rung that depends on them.
+fn send_long(truth: &mut Truth) {
+    let held: Vec<_> = (0..3)
+        .map(|_| {
+            let socket = Socket::udp_v4();
+            let id = truth.sent(&socket, address(PEER));
+            truth.story(id).is_long = true;
+            (socket, id)
+        })
+        .collect();
+    std::thread::sleep(LONG);
+    for (socket, id) in held {
         close(truth, socket, id);
     }
 }
