@@ -56,10 +56,16 @@ impl Holds {
         self.alive.values().filter(|hold| hold.endpoints.protocol == Protocol::Udp)
     }
 
-    /// Ends a hold of whose end no hook told: listings do not show its socket any more.
-    pub fn end_unseen(&mut self, socket: SocketId, mono_ns: u64) -> Option<(Event, Arc<Hold>)> {
+    /// Ends a hold of whose end no hook told: listings do not show its socket any more. How long it lasted is known
+    /// about if one of them did show it, and else not at all.
+    pub fn end_unseen(
+        &mut self,
+        socket: SocketId,
+        mono_ns: u64,
+        was_seen: bool,
+    ) -> Option<(Event, Arc<Hold>)> {
         let hold = self.alive.remove(&socket)?;
-        let held_ns = Some(mono_ns.saturating_sub(hold.begun_mono_ns));
+        let held_ns = was_seen.then(|| mono_ns.saturating_sub(hold.begun_mono_ns));
         let what = What::PortReleased { reason: Reason::Closed, held_ns };
         Some((Event { mono_ns, socket, what, confidence: Confidence::Inferred }, hold))
     }

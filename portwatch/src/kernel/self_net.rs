@@ -98,7 +98,7 @@ struct InterfaceInfo {
 
 /// Brings up `lo` of the current thread's network namespace. It has index 1 in every namespace, being the
 /// first interface that is made there (`loopback_net_init`).
-fn bring_loopback_up() -> Result<()> {
+pub fn bring_loopback_up() -> Result<()> {
     const UP: u32 = libc::IFF_UP as u32;
     let up = InterfaceInfo { family: 0, pad: 0, kind: 0, index: 1, flags: UP, change: UP };
     netlink::Socket::open(SockProtocol::NetlinkRoute)

@@ -507,7 +507,7 @@ impl Worker {
             if let Some(identity) = identity {
                 self.shared.tracing().remove_preexisting(identity.number)?;
             }
-            if let Some((event, hold)) = self.holds.end_unseen(socket, listing.ended_ns) {
+            if let Some((event, hold)) = self.holds.end_unseen(socket, listing.ended_ns, identity.is_some()) {
                 self.deduced(&event, &hold, kind::PORT_RELEASED)?;
             }
         }
