@@ -3,6 +3,7 @@
 //! Nothing here does I/O or reads a clock. Time comes in the events, so a log read later gives the same answer as the
 //! run that wrote it.
 
+pub mod capacity;
 pub mod holds;
 pub mod ledger;
 pub mod names;

@@ -212,6 +212,47 @@ pub fn replay(filters: &FilterArgs) -> Result<Replay> {
     })
 }
 
+impl FilterArgs {
+    /// Refuses, for commands that look at sockets, the flags that choose events.
+    pub fn must_be_for_sockets(&self) -> Result<()> {
+        let chooses_events = [
+            (!self.events.is_empty(), "--events"),
+            (self.failed_only, "--failed-only"),
+            (self.accepted, "--accepted"),
+        ];
+        match chooses_events.into_iter().find(|(is_on, _)| *is_on) {
+            None => Ok(()),
+            Some((_, flag)) => Err(Failure::usage(anyhow!(
+                "`{flag}` chooses events, and this command shows none\n  next: leave it out, or use `portwatch trace`"
+            ))),
+        }
+    }
+}
+
+/// The filters that the kernel side judges.
+pub fn kernel_filters(filters: &FilterArgs) -> Result<KernelFilters> {
+    let comm = if filters.comm.is_empty() {
+        None
+    } else {
+        Some(CommPatterns::new(&filters.comm).map_err(Failure::usage)?)
+    };
+    Ok(KernelFilters {
+        pids: filters.pids.clone(),
+        parents: Vec::new(),
+        follow: filters.follow,
+        comm,
+        uids: filters.uid.clone(),
+        cgroup: cgroup(filters)?,
+        netns: filters.netns.iter().map(|text| netns(text)).collect::<Result<_>>()?,
+        ports_remote: union(&filters.dport),
+        ports_local: union(&filters.lport),
+        addrs_remote: filters.dst.clone(),
+        addrs_local: filters.src.clone(),
+        ipv4_only: filters.ipv4,
+        ipv6_only: filters.ipv6,
+    })
+}
+
 /// Turns what was typed into what a run needs, and checks everything that can be checked before anything is loaded.
 pub fn request(
     filters: &FilterArgs,
@@ -219,28 +260,9 @@ pub fn request(
     setup: &TraceSetup,
     command: Vec<String>,
 ) -> Result<Request> {
-    let comm = if filters.comm.is_empty() {
-        None
-    } else {
-        Some(CommPatterns::new(&filters.comm).map_err(Failure::usage)?)
-    };
     Ok(Request {
         rung: setup.rung,
-        filters: KernelFilters {
-            pids: filters.pids.clone(),
-            parents: Vec::new(),
-            follow: filters.follow,
-            comm,
-            uids: filters.uid.clone(),
-            cgroup: cgroup(filters)?,
-            netns: filters.netns.iter().map(|text| netns(text)).collect::<Result<_>>()?,
-            ports_remote: union(&filters.dport),
-            ports_local: union(&filters.lport),
-            addrs_remote: filters.dst.clone(),
-            addrs_local: filters.src.clone(),
-            ipv4_only: filters.ipv4,
-            ipv6_only: filters.ipv6,
-        },
+        filters: kernel_filters(filters)?,
         protocols: protocols(filters)?,
         kinds: kinds(filters)?,
         accepted: filters.accepted,
@@ -268,7 +290,8 @@ fn union(sets: &[PortSet]) -> Option<PortSet> {
     sets.iter().cloned().reduce(|all, more| all.union(&more))
 }
 
-fn protocols(filters: &FilterArgs) -> Result<Protocols> {
+/// The protocols that are wanted.
+pub fn protocols(filters: &FilterArgs) -> Result<Protocols> {
     if filters.proto.is_empty() {
         return Ok(Protocols::ALL);
     }

@@ -8,6 +8,7 @@ mod explain;
 pub mod failure;
 mod record;
 mod report;
+mod snapshot;
 mod trace;
 
 use std::process::ExitCode;
@@ -34,6 +35,7 @@ Examples:
   portwatch record -o log.jsonl.zst      everything, to a file
   portwatch report log.jsonl.zst         who churns or leaks ports, and what to change
   portwatch check -- pytest              fails if the tests churn or leak ports
+  portwatch snapshot                     ports in use now, without tracing
   portwatch demo churn                   a connect-per-request client, traced
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a check failed, 4 a check is not sure, 77 this host cannot run it.")]
@@ -49,6 +51,7 @@ enum Command {
     Report(report::ReportArgs),
     Check(check::CheckArgs),
     Explain(explain::ExplainArgs),
+    Snapshot(snapshot::SnapshotArgs),
     Demo(demo::DemoArgs),
     Doctor(doctor::DoctorArgs),
 }
@@ -68,6 +71,7 @@ pub fn run() -> Result<ExitCode> {
         Command::Report(args) => report::run(args),
         Command::Check(args) => check::run(args),
         Command::Explain(args) => explain::run(args),
+        Command::Snapshot(args) => snapshot::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Demo(args) => demo::run(args),
     }

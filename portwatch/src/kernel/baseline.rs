@@ -65,7 +65,8 @@ pub struct Baseline {
     pub namespaces: Vec<Netns>,
     /// What is not known, and why; a sentence each.
     pub notes: Vec<String>,
-    lists_bound_sockets: bool,
+    /// Whether TCP sockets that are bound and nothing more are among them.
+    pub lists_bound_sockets: bool,
 }
 
 impl Baseline {

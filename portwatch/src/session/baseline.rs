@@ -37,7 +37,7 @@ pub struct List {
 
 /// Takes the list in a thread of its own and hands it to the pipeline. Nothing for a command that is to be started:
 /// its sockets are all new.
-pub fn start(request: &Request, shared: &Arc<Shared>) -> Result<Option<JoinHandle<()>>> {
+pub(super) fn start(request: &Request, shared: &Arc<Shared>) -> Result<Option<JoinHandle<()>>> {
     if !request.command.is_empty() {
         shared.tracing().end_listing()?;
         return Ok(None);
@@ -108,12 +108,14 @@ fn take(filters: &KernelFilters, protocols: Vec<Protocol>, accepted: bool, share
     Ok(())
 }
 
-fn protocols(wanted: Protocols) -> Vec<Protocol> {
+/// As a list.
+pub fn protocols(wanted: Protocols) -> Vec<Protocol> {
     let all = [(wanted.tcp, Protocol::Tcp), (wanted.udp, Protocol::Udp)];
     all.into_iter().filter(|(is_wanted, _)| *is_wanted).map(|(_, protocol)| protocol).collect()
 }
 
-pub(super) fn listed(is_wanted: impl Fn(&Seen) -> bool) -> Result<Vec<Seen>> {
+/// Those of the host's network namespaces that are wanted.
+pub fn listed(is_wanted: impl Fn(&Seen) -> bool) -> Result<Vec<Seen>> {
     Ok(netns::list()?.namespaces.into_iter().filter(is_wanted).collect())
 }
 
@@ -139,7 +141,7 @@ fn describe(open: OpenSocket, socket: SocketId, mono_ns: u64) -> Listed {
 }
 
 /// The filters of the kernel side, over what /proc says. What has no owner passes no filter that asks for one.
-pub(super) fn wants(filters: &KernelFilters, pids: Option<&[u32]>, open: &OpenSocket) -> bool {
+pub fn wants(filters: &KernelFilters, pids: Option<&[u32]>, open: &OpenSocket) -> bool {
     let owner = open.owner.as_ref();
     let tgid = owner.and_then(|owner| owner.tgid);
     let ends = &open.endpoints;

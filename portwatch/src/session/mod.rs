@@ -4,13 +4,15 @@
 //! [`pipeline`] turns records into lines, and the calling one waits for whatever ends the run.
 
 mod audit;
-mod baseline;
+pub(crate) mod baseline;
 mod control;
 mod follow;
 mod learner;
 mod listings;
 mod pipeline;
 mod self_test;
+
+pub use follow::must_exist;
 
 use std::collections::{BTreeMap, HashSet};
 use std::os::unix::process::ExitStatusExt;

@@ -17,7 +17,7 @@ pub(super) fn what(event: &Event, hold: &Hold) -> String {
         What::Established { connect_ns: None } => String::new(),
         What::TimeWait { closer, substate, .. } => time_wait(*closer, *substate).into(),
         What::Closed { closer, held_ns, closed_by, .. } => {
-            let mut words = held(*held_ns);
+            let mut words = held(*held_ns, hold);
             if let Some(closer) = closer {
                 words += match closer {
                     Closer::Local => ", we closed",
@@ -33,8 +33,10 @@ pub(super) fn what(event: &Event, hold: &Hold) -> String {
             }
         }
         What::PortReleased { reason, held_ns } => {
-            let why = released(*reason);
-            format!("{}{}{why}", held(*held_ns), if why.is_empty() { "" } else { ", " })
+            let is_udp = hold.endpoints.protocol == Protocol::Udp;
+            // Only TCP has a TIME_WAIT to be without.
+            let why = if is_udp && *reason == Reason::Closed { "" } else { released(*reason) };
+            format!("{}{}{why}", held(*held_ns, hold), if why.is_empty() { "" } else { ", " })
         }
     };
     if hold.endpoints.protocol == Protocol::Udp {
@@ -123,10 +125,12 @@ fn released(reason: Reason) -> &'static str {
     }
 }
 
-fn held(held_ns: Option<u64>) -> String {
+fn held(held_ns: Option<u64>, hold: &Hold) -> String {
     match held_ns {
         Some(ns) => format!("held {}", duration(ns)),
-        None => "held since before the start".into(),
+        None if hold.how == How::None => "held since before the start".into(),
+        // Gone before it was looked for.
+        None => "held for a moment".into(),
     }
 }
 
