@@ -21,8 +21,8 @@ use crate::kernel::socket_owners::Among;
 /// From one listing to the next.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// A listing that takes long is taken less often: at most this part of a processor is spent on them.
-const SHARE: u32 = 50;
+/// A listing that takes long is taken less often: at most a twentieth of a processor is spent on them.
+const SHARE: u32 = 20;
 
 /// Everything that was open at one moment.
 #[derive(Clone, Debug)]

@@ -12,7 +12,7 @@ use crate::truth::{Id, Reason, Truth};
 const FOUR_PORTS: (&str, &str) = ("ip_local_port_range", "40000 40003");
 const ANY_PORT: &str = "127.0.0.1:0";
 /// Several times what portwatch lets pass from one listing to the next.
-const LONG: Duration = Duration::from_secs(6);
+const LONG: Duration = Duration::from_secs(12);
 const PEER: &str = "127.0.0.1:7053";
 const OTHER_PEER: &str = "127.0.0.2:7054";
 const PEER_V6: &str = "[::1]:7053";
