@@ -13,7 +13,7 @@ use super::baseline::{listed, wants};
 use super::{Request, Shared};
 use crate::aggregate::sightings::{Identity, Sighting};
 use crate::bpf::KernelFilters;
-use crate::event::{Confidence, Direction, Endpoints, Hold, How, Protocol, SocketId};
+use crate::event::{Confidence, Direction, Endpoints, Hold, How, Protocol, SocketId, StackState};
 use crate::kernel::baseline::{Baseline, OpenSocket, Selection, add_owners};
 use crate::kernel::clock;
 use crate::kernel::socket_owners::Among;
@@ -162,6 +162,7 @@ pub fn found(open: &mut OpenSocket, id: u64, since_ns: u64) -> Hold {
         begun_mono_ns: since_ns,
         search_ns: None,
         stack: None,
+        stack_state: StackState::Unasked,
         is_late: true,
     }
 }
