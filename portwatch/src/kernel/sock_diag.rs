@@ -7,6 +7,7 @@
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
+use std::sync::OnceLock;
 use std::{fmt, fs, io};
 
 use anyhow::{Context, Result};
@@ -88,14 +89,16 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// Looks whether the modules behind a dump are there. Reads files only; the answer stays true while it is used,
-    /// unless somebody unloads a module meanwhile.
+    /// Looks whether the modules behind a dump are there. Reads files only, and only the first time: that may be the
+    /// kernel's whole type information. The answer stays true unless somebody loads or unloads a module meanwhile.
     pub fn obtain(protocol: Protocol) -> Result<Permit, Refusal> {
-        let modules = match protocol {
-            Protocol::Tcp => [&INET_DIAG, &TCP_DIAG],
-            Protocol::Udp => [&INET_DIAG, &UDP_DIAG],
+        static TCP: OnceLock<Result<(), Refusal>> = OnceLock::new();
+        static UDP: OnceLock<Result<(), Refusal>> = OnceLock::new();
+        let (known, modules) = match protocol {
+            Protocol::Tcp => (&TCP, [&INET_DIAG, &TCP_DIAG]),
+            Protocol::Udp => (&UDP, [&INET_DIAG, &UDP_DIAG]),
         };
-        permit(modules, Host::running()).map(|()| Permit { protocol })
+        known.get_or_init(|| permit(modules, Host::running())).map(|()| Permit { protocol })
     }
 }
 
@@ -224,7 +227,10 @@ fn contains_name(btf: &[u8], name: &str) -> bool {
 ///
 /// Told by the kernel's own name for their state, since distributions carry changes to older versions.
 pub fn lists_bound_sockets() -> bool {
-    fs::read("/sys/kernel/btf/vmlinux").is_ok_and(|btf| contains_name(&btf, "TCP_BOUND_INACTIVE"))
+    static IS_KNOWN: OnceLock<bool> = OnceLock::new();
+    *IS_KNOWN.get_or_init(|| {
+        fs::read("/sys/kernel/btf/vmlinux").is_ok_and(|btf| contains_name(&btf, "TCP_BOUND_INACTIVE"))
+    })
 }
 
 /// Hands every socket of the permit's protocol and of one family, in any state, to `on_row`.

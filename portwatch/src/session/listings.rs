@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -42,15 +42,15 @@ pub struct Listing {
 
 /// The thread that lists. It ends when this is dropped.
 pub struct Lister {
-    stop: Arc<AtomicBool>,
+    /// Nothing is ever sent: the thread ends when this is gone.
+    stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Drop for Lister {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.stop = None;
         if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
             // A panic in it was printed.
             let _ = thread.join();
         }
@@ -69,16 +69,15 @@ pub fn start(request: &Request, shared: &Arc<Shared>) -> Result<Lister> {
         seen: None,
         shared: Arc::clone(shared),
     };
-    let stop = Arc::new(AtomicBool::new(false));
-    let is_stopped = Arc::clone(&stop);
+    let (stop, stopped) = mpsc::channel();
     let begun = Instant::now();
     worker.list()?;
     let took = begun.elapsed();
     let thread = thread::Builder::new()
         .name("listings".to_owned())
-        .spawn(move || worker.run(&is_stopped, took))
+        .spawn(move || worker.run(&stopped, took))
         .context("cannot start the thread that lists sockets")?;
-    Ok(Lister { stop, thread: Some(thread) })
+    Ok(Lister { stop: Some(stop), thread: Some(thread) })
 }
 
 struct Worker {
@@ -90,13 +89,9 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(mut self, is_stopped: &AtomicBool, mut took: Duration) {
+    fn run(mut self, stopped: &Receiver<()>, mut took: Duration) {
         let mut has_failed = false;
-        while !is_stopped.load(Ordering::Relaxed) {
-            thread::park_timeout(INTERVAL.max(took * SHARE));
-            if is_stopped.load(Ordering::Relaxed) {
-                return;
-            }
+        while stopped.recv_timeout(INTERVAL.max(took * SHARE)) == Err(RecvTimeoutError::Timeout) {
             let begun = Instant::now();
             if let Err(error) = self.list()
                 && !std::mem::replace(&mut has_failed, true)
@@ -108,6 +103,10 @@ impl Worker {
     }
 
     fn list(&mut self) -> Result<()> {
+        // What is new is told from the listing before, so each of them has to be looked at.
+        if self.shared.has_listing() {
+            return Ok(());
+        }
         let begun_ns = clock::mono_now_ns()?;
         if !self.filters.netns.is_empty() {
             self.selection.namespaces = Some(listed(|seen| self.filters.netns.contains(&seen.inode))?);

@@ -109,6 +109,11 @@ impl Shared {
         *self.listing.lock().unwrap_or_else(PoisonError::into_inner) = Some(listing);
     }
 
+    /// Whether the pipeline has still to look at a listing of sockets.
+    fn has_listing(&self) -> bool {
+        self.listing.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// The latest listing of sockets, if it is there and not newer than `mono_ns`.
     fn take_listing(&self, mono_ns: u64) -> Option<listings::Listing> {
         self.listing

@@ -28,6 +28,11 @@ pub struct Era {
 }
 
 impl Era {
+    /// Whether something that ended then may be of this namespace.
+    pub fn had_begun(&self, inode: Option<u64>, ended_ns: i128) -> bool {
+        inode == Some(self.inode) && self.from_ns <= ended_ns
+    }
+
     /// Whether a hold that began then is of this namespace.
     pub fn has(&self, inode: Option<u64>, begun_ns: i128) -> bool {
         inode == Some(self.inode) && (self.from_ns..=self.until_ns).contains(&begun_ns)

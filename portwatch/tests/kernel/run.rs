@@ -212,6 +212,7 @@ fn count_releases(log: &str, eras: &HashMap<u64, Era>) -> usize {
         netns: Option<u64>,
         mono_ns: i64,
         held_ns: Option<i64>,
+        confidence: Option<String>,
     }
     let start_ns = Log::parse(log.lines().next().unwrap_or_default()).start_ns();
     let is_release = |line: &&str| {
@@ -219,7 +220,11 @@ fn count_releases(log: &str, eras: &HashMap<u64, Era>) -> usize {
             let era = head.netns.and_then(|netns| eras.get(&netns));
             let ended_ns = start_ns + i128::from(head.mono_ns);
             let begun_ns = ended_ns - i128::from(head.held_ns.unwrap_or(0));
-            let is_of = |era: &Era| era.has(head.netns, begun_ns) || era.has(head.netns, ended_ns);
+            // What is inferred is not known to have begun at any moment.
+            let is_inferred = head.confidence.as_deref() == Some("inferred");
+            let is_of = |era: &Era| {
+                era.has(head.netns, begun_ns) || (is_inferred && era.had_begun(head.netns, ended_ns))
+            };
             head.r#type == Kind::PortReleased.name() && era.is_some_and(is_of)
         })
     };
