@@ -88,7 +88,7 @@ fn row(pool: &Pool) -> String {
         Some((address, port)) => endpoint(address, port),
         None => "udp, any".to_owned(),
     };
-    let mut who: Vec<_> = pool.holders.iter().take(HOLDERS_SHOWN).map(|holder| self::who(holder)).collect();
+    let mut who: Vec<_> = pool.holders.iter().take(HOLDERS_SHOWN).map(self::who).collect();
     if pool.holders.len() > HOLDERS_SHOWN {
         who.push(format!("and {} more", pool.holders.len() - HOLDERS_SHOWN));
     }
