@@ -20,7 +20,9 @@ use crate::aggregate::recent::Recent;
 use crate::aggregate::sightings::{Alive, Sightings};
 use crate::bpf::{NotRun, Received, Rung, Totals};
 use crate::event::decode::{Body, DecodeError, Record, records};
-use crate::event::{Confidence, Event, Hold, Protocol, RawSnapshot, RawStack, StackGap, StackId, StackState, Tuple, What};
+use crate::event::{
+    Confidence, Event, Hold, Protocol, RawSnapshot, RawStack, StackGap, StackId, StackState, Tuple, What,
+};
 use crate::kernel::ancestry::{Ancestry, Followed};
 use crate::kernel::cgroups::Cgroups;
 use crate::kernel::clock::{self, Anchor};
