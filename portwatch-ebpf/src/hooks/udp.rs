@@ -19,10 +19,11 @@ use crate::read::{kernel, kernel_pointer};
 use crate::settings::{offset, setting};
 use crate::slot::{Slot, flags};
 use crate::sock::{Sock, Sockaddr};
-use crate::{counters, emit, owner, registers};
+use crate::{counters, emit, kernel_stack, owner, registers};
 
 #[fexit(function = "udp_lib_get_port")]
 pub fn udp_lib_get_port_fexit(ctx: FExitContext) -> i32 {
+    kernel_stack::note(&ctx, scratch::UDP_GET_PORT);
     done(got_port(Sock(ctx.arg(0)), ctx.arg(1), ctx.arg(3))) as i32
 }
 
@@ -33,6 +34,7 @@ pub fn udp_lib_get_port_entry(ctx: ProbeContext) -> u32 {
 
 #[kretprobe]
 pub fn udp_lib_get_port_return(ctx: RetProbeContext) -> u32 {
+    kernel_stack::note(&ctx, scratch::UDP_GET_PORT);
     done(leave(&ctx, hook::UDP_GET_PORT).map(|args| got_port(Sock(args[0]), args[1] as u16, ctx.ret())))
 }
 
@@ -47,6 +49,7 @@ pub fn inet_dgram_connect_fentry(ctx: FEntryContext) -> i32 {
 
 #[fexit(function = "inet_dgram_connect")]
 pub fn inet_dgram_connect_fexit(ctx: FExitContext) -> i32 {
+    kernel_stack::note(&ctx, scratch::UDP_CONNECT);
     done(end(hook::UDP_CONNECT).map(|args| connected(args[0], args[1], ctx.arg(4)))) as i32
 }
 
@@ -57,6 +60,7 @@ pub fn inet_dgram_connect_entry(ctx: ProbeContext) -> u32 {
 
 #[kretprobe]
 pub fn inet_dgram_connect_return(ctx: RetProbeContext) -> u32 {
+    kernel_stack::note(&ctx, scratch::UDP_CONNECT);
     done(leave(&ctx, hook::UDP_CONNECT).map(|args| connected(args[0], args[1], ctx.ret())))
 }
 
@@ -68,6 +72,7 @@ pub fn inet_autobind_fentry(ctx: FEntryContext) -> i32 {
 
 #[fexit(function = "inet_autobind")]
 pub fn inet_autobind_fexit(ctx: FExitContext) -> i32 {
+    kernel_stack::note(&ctx, scratch::UDP_AUTOBIND);
     done(end(hook::UDP_AUTOBIND).map(|args| autobound(Sock(args[0]), ctx.arg(1)))) as i32
 }
 
@@ -78,6 +83,7 @@ pub fn inet_autobind_entry(ctx: ProbeContext) -> u32 {
 
 #[kretprobe]
 pub fn inet_autobind_return(ctx: RetProbeContext) -> u32 {
+    kernel_stack::note(&ctx, scratch::UDP_AUTOBIND);
     done(leave(&ctx, hook::UDP_AUTOBIND).map(|args| autobound(Sock(args[0]), ctx.ret())))
 }
 

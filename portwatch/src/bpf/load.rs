@@ -363,10 +363,8 @@ impl Tracing {
     pub fn remove_preexisting(&mut self, cookie: u64) -> Result<()> {
         let map = self.ebpf.map_mut("PREEXISTING").context("no map `PREEXISTING`")?;
         let mut sockets: HashMap<&mut MapData, u64, u64> = HashMap::try_from(map)?;
-        match sockets.remove(&cookie) {
-            Ok(()) | Err(aya::maps::MapError::KeyNotFound) => Ok(()),
-            Err(error) => Err(error).context("cannot change the table of sockets open before the start"),
-        }
+        unless_missing(sockets.remove(&cookie))
+            .context("cannot change the table of sockets open before the start")
     }
 
     /// Teaches the kernel side how to get from these instructions of an address space to their callers. What finds no

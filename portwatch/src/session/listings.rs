@@ -24,6 +24,9 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// A listing that takes long is taken less often: at most a twentieth of a processor is spent on them.
 const SHARE: u32 = 20;
 
+/// But not more seldom: on a busy machine a listing waits more than it works.
+const INTERVAL_MAX: Duration = Duration::from_secs(5);
+
 /// Everything that was open at one moment.
 #[derive(Clone, Debug)]
 pub struct Listing {
@@ -91,7 +94,9 @@ struct Worker {
 impl Worker {
     fn run(mut self, stopped: &Receiver<()>, mut took: Duration) {
         let mut has_failed = false;
-        while stopped.recv_timeout(INTERVAL.max(took * SHARE)) == Err(RecvTimeoutError::Timeout) {
+        while stopped.recv_timeout((took * SHARE).clamp(INTERVAL, INTERVAL_MAX))
+            == Err(RecvTimeoutError::Timeout)
+        {
             let begun = Instant::now();
             if let Err(error) = self.list()
                 && !std::mem::replace(&mut has_failed, true)
