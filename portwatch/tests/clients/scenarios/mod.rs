@@ -8,6 +8,7 @@ mod postgresql;
 mod python;
 mod redis;
 mod telling;
+mod verdicts;
 
 use crate::Stopped;
 use crate::stage::Stage;
@@ -32,4 +33,13 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "node_http_without_keepalive", play: node::without_keepalive },
     Scenario { name: "postgresql_psql", play: postgresql::psql },
     Scenario { name: "java_sockets", play: java::sockets },
+    Scenario { name: "verdict_python_http", play: verdicts::python_http },
+    Scenario { name: "verdict_server_closes_or_resets", play: verdicts::server_closes_or_resets },
+    Scenario { name: "verdict_leak_and_pools", play: verdicts::leak_and_pools },
+    Scenario { name: "verdict_storm_and_patience", play: verdicts::storm_and_patience },
+    Scenario { name: "verdict_spread_is_information", play: verdicts::spread_is_information },
+    Scenario { name: "verdict_threads_and_forks", play: verdicts::threads_and_forks },
+    Scenario { name: "verdict_node_agent", play: verdicts::node_agent },
+    Scenario { name: "verdict_curl_loop", play: verdicts::curl_loop },
+    Scenario { name: "verdict_redis_benchmark", play: verdicts::redis_benchmark },
 ];
