@@ -4,6 +4,8 @@
 //! low, never too high: what a later line proves is made good, and a hold whose end was lost ends when its port is seen
 //! again or its TIME_WAIT must be over. All tables are bounded, and what is given up is counted.
 
+#[cfg(test)]
+mod bench;
 mod take;
 #[cfg(test)]
 mod tests;
