@@ -389,6 +389,11 @@ fn examples_in_documents_are_understood() {
         if args[0] == "demo" {
             continue;
         }
+        if args[0] == "explain" {
+            let output = Command::new(PROGRAM).args(&args).output().expect("portwatch starts");
+            assert_eq!(output.status.code(), Some(0), "{path}: portwatch {}", args.join(" "));
+            continue;
+        }
         let (ours, _) = args.split_at(at);
         let mut ours: Vec<&str> = ours.iter().map(String::as_str).collect();
         // Names on the writer's host.
@@ -401,11 +406,16 @@ fn examples_in_documents_are_understood() {
             }
         }
         ours.extend(["-p", NO_PID]);
+        // These trace, or read; without the command there must be something that says which.
+        if at < args.len() && ["report", "check"].contains(&ours[0]) {
+            ours.extend(["-d", "1"]);
+        }
         let mut portwatch = Command::new(PROGRAM);
         let output = portwatch.args(&ours).current_dir(&directory).output().expect("portwatch starts");
         let message = text(&output.stderr);
         assert!(
-            output.status.code() == Some(1) && message.contains("there is no such process"),
+            output.status.code() == Some(1)
+                && (message.contains("there is no such process") || message.contains("cannot read `")),
             "{path}: portwatch {}: {message}",
             args.join(" ")
         );
