@@ -134,6 +134,8 @@ pub struct Site {
     pub uid: Option<u32>,
     /// The first stack that led here.
     pub stack: Option<Arc<str>>,
+    /// Sockets that were open before the start of the log.
+    pub preexisting: u64,
     /// Ports that were got, with or without a connection.
     pub ports: u64,
     /// Connections that stood; for UDP, sockets that got a port to talk to the peer.
@@ -202,6 +204,7 @@ impl Site {
         self.comm = self.comm.take().or_else(|| other.comm.clone());
         self.uid = self.uid.or(other.uid);
         self.stack = self.stack.take().or_else(|| other.stack.clone());
+        self.preexisting += other.preexisting;
         self.ports += other.ports;
         self.connections += other.connections;
         for (errno, count) in &other.failures {

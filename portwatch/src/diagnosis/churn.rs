@@ -19,6 +19,8 @@ struct Measure {
     connections: u64,
     live_peak: u64,
     avoidable: u64,
+    /// Connections that began and ended within the log.
+    ended: u64,
     span_s: f64,
     rate_per_s: f64,
     silence_s: f64,
@@ -40,6 +42,9 @@ pub fn judge(context: &Context, groups: &[Group], findings: &mut Vec<Finding>) {
     };
     for group in groups.iter().filter(is_judged) {
         let measure = measure(context, group);
+        if measure.is_udp && is_address_choice(group, groups) {
+            continue;
+        }
         if is_churn(&measure) {
             findings.push(finding(context, group, &measure));
         } else if let Peer::To(_, port) = group.key.peer {
@@ -57,10 +62,24 @@ pub fn judge(context: &Context, groups: &[Group], findings: &mut Vec<Finding>) {
         measure.live_peak = of_service.iter().map(|group| group.site.live.peak()).sum();
         measure.avoidable = measure.connections.saturating_sub(measure.live_peak);
         measure.destinations = of_service.len() as u64;
-        if measure.connections >= CHURN_PER_DESTINATION_MIN * measure.destinations && is_churn(&measure) {
+        let destinations = measure.destinations as f64;
+        let is_enough = measure.connections as f64 >= CHURN_PER_DESTINATION_MIN * destinations
+            && measure.rate_per_s >= CHURN_PER_DESTINATION_RATE_MIN_PER_S * destinations;
+        if is_enough && is_churn(&measure) {
             findings.push(finding(context, &whole, &measure));
         }
     }
+}
+
+/// Whether UDP sockets are getaddrinfo()'s way to sort addresses: it connects one to each, sends nothing, and then the
+/// program opens its TCP connection there.
+fn is_address_choice(group: &Group, groups: &[Group]) -> bool {
+    groups.iter().any(|other| {
+        other.key.proto == Proto::Tcp
+            && other.key.peer == group.key.peer
+            && (other.key.netns, other.key.host) == (group.key.netns, group.key.host)
+            && other.key.program == group.key.program
+    })
 }
 
 fn measure(context: &Context, group: &Group) -> Measure {
@@ -71,7 +90,8 @@ fn measure(context: &Context, group: &Group) -> Measure {
     let span_s = ((site.last_ns - first_ns) as f64 / 1e9).max(1e-3);
     // A UDP socket that bound before it sent is one for its query, too.
     let connections = if is_udp { site.ports } else { site.connections };
-    let live_peak = site.live.peak().max(1);
+    // Those that were open before the start are not among the connections.
+    let live_peak = site.live.peak().saturating_sub(site.preexisting).max(1);
     // Below a second a rate says nothing.
     let rate_per_s = connections as f64 / span_s.max(1.0);
     let pool = context.pool(group);
@@ -88,6 +108,7 @@ fn measure(context: &Context, group: &Group) -> Measure {
         connections,
         live_peak,
         avoidable: connections.saturating_sub(live_peak),
+        ended: site.lifetimes.count(),
         span_s,
         rate_per_s,
         silence_s: (now_ns - site.last_ns).max(0) as f64 / 1e9,
@@ -107,6 +128,10 @@ fn is_churn(measure: &Measure) -> bool {
     let (rate_min_per_s, may_be_slow) =
         if measure.is_udp { (UDP_RATE_MIN_PER_S, false) } else { (CHURN_RATE_MIN_PER_S, is_busy) };
     if measure.rate_per_s < rate_min_per_s && !may_be_slow {
+        return false;
+    }
+    // What is still open may be a pool's.
+    if (measure.ended as f64) < CHURN_ENDED_SHARE_MIN * measure.avoidable as f64 {
         return false;
     }
     if measure.lifetime_p50_s.is_some_and(|p50| p50 > CHURN_LIFETIME_MAX_S) {

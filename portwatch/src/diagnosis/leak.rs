@@ -33,7 +33,8 @@ pub fn judge(context: &Context, groups: &[Group], findings: &mut Vec<Finding>) {
             && growth.span_s >= LEAK_SPAN_MIN_S
             && growth.ended as f64 <= LEAK_ENDED_SHARE_MAX * growth.opened as f64
             && growth.plateau_s <= LEAK_PLATEAU_RATIO_MAX * growth.span_s
-            && growth.is_even;
+            && growth.is_even
+            && group.site.connections as f64 >= LEAK_CONNECTED_SHARE_MIN * growth.opened as f64;
         if is_leak {
             findings.push(finding(context, group, &growth));
         }

@@ -22,9 +22,12 @@ mod spread;
 mod tests;
 pub mod thresholds;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 
 use crate::aggregate::ledger::Ledger;
+use crate::aggregate::site::Peer;
+use crate::recording::format::Proto;
 use groups::Group;
 use report::{Evicted, LifetimeNs, Report, Row, Window};
 
@@ -43,7 +46,7 @@ pub const VERDICTS: [&str; 7] = [
 pub fn diagnose(ledger: &Ledger) -> Report {
     let groups = groups::of(ledger);
     let pools = pools::rows(ledger);
-    let context = Context { ledger, pools: &pools };
+    let context = Context { ledger, pools: &pools, pool_of: fullest(&pools) };
     let mut findings = Vec::new();
     churn::judge(&context, &groups, &mut findings);
     leak::judge(&context, &groups, &mut findings);
@@ -70,13 +73,32 @@ pub fn diagnose(ledger: &Ledger) -> Report {
 struct Context<'a> {
     ledger: &'a Ledger,
     pools: &'a [report::Pool],
+    /// The fullest pool of each destination.
+    pool_of: HashMap<PoolPlace, &'a report::Pool>,
+}
+
+/// Host, namespace, protocol and, for TCP, destination.
+type PoolPlace = (u32, u32, Proto, Option<(IpAddr, u16)>);
+
+fn fullest(pools: &[report::Pool]) -> HashMap<PoolPlace, &report::Pool> {
+    let mut fullest = HashMap::new();
+    // They come fullest first.
+    for pool in pools {
+        fullest.entry((pool.key.0, pool.netns, pool.proto, pool.key.1)).or_insert(pool);
+    }
+    fullest
 }
 
 impl Context<'_> {
     /// The fullest pool towards a row's destination.
     fn pool(&self, group: &Group) -> Option<&report::Pool> {
-        let of_row = |pool: &&report::Pool| pool.is_of(&group.key);
-        self.pools.iter().filter(of_row).max_by(|a, b| a.load().total_cmp(&b.load()))
+        let key = &group.key;
+        let remote = match (key.proto, key.peer) {
+            (Proto::Udp, _) => None,
+            (_, Peer::To(address, port)) => Some((address, port)),
+            (_, Peer::None | Peer::Others) => return None,
+        };
+        self.pool_of.get(&(key.host, key.netns, key.proto, remote)).copied()
     }
 }
 

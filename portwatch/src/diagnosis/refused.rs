@@ -10,8 +10,16 @@ use crate::aggregate::site::Peer;
 use crate::recording::format::Proto;
 
 /// What the other side, or the way to it, answers.
-const REFUSALS: [&str; 6] =
-    ["ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "EHOSTUNREACH", "ENETUNREACH", "ECONNABORTED"];
+const REFUSALS: [&str; 7] = [
+    "ECONNREFUSED",
+    "ECONNRESET",
+    "ETIMEDOUT",
+    "EHOSTUNREACH",
+    "ENETUNREACH",
+    "ECONNABORTED",
+    // The program's own patience ended before the kernel's.
+    "abandoned",
+];
 
 pub fn judge(context: &Context, groups: &[Group], findings: &mut Vec<Finding>) {
     for group in groups.iter().filter(|group| group.key.proto == Proto::Tcp && group.destination().is_some())

@@ -102,6 +102,26 @@ fn pools_ramps_bursts_health_checks_and_heartbeats_are_healthy() {
     }
     healthy(&idle, 620 * S);
 
+    // A balancer that checks eight servers every second, and a pool that is replaced under load.
+    let mut balancer = Scene::default();
+    for n in 0..480_i64 {
+        balancer.server.0 = std::net::Ipv4Addr::new(10, 0, 3, (n % 8) as u8).into();
+        balancer.connection(CLIENT, n * 125 * MS, Some(2 * MS));
+    }
+    healthy(&balancer, 60 * S);
+    let mut replaced = Scene::default();
+    for n in 0..30_u64 {
+        let mut old = replaced.event(EventType::Preexisting, 0, 1_000 + n, CLIENT);
+        (old.state, old.call_site) = (Some("established".into()), Some(CLIENT.call_site.into()));
+        replaced.push(old);
+        for kind in [EventType::Closed, EventType::PortReleased] {
+            let at_ns = n as i64 * 50 * MS;
+            replaced.push(replaced.event(kind, at_ns + MS, 1_000 + n, CLIENT));
+        }
+        replaced.connection(CLIENT, n as i64 * 50 * MS, None);
+    }
+    healthy(&replaced, 3 * S);
+
     // Fifty requests at once, each with a connection, once.
     let mut burst = Scene::default();
     for n in 0..50 {
@@ -197,6 +217,13 @@ fn connections_that_are_never_closed_are_a_leak_also_when_the_process_ends_with_
     let finding = only(&whole, "connection-leak");
     assert_eq!(finding.evidence["live_now"], 60.0);
     only(&report(&ended, 4 * S), "connection-leak");
+    // Attempts that nobody answers are no connections.
+    let mut unanswered = Scene::default();
+    for n in 0..60_u64 {
+        let attempt = unanswered.event(EventType::PortAllocated, n as i64 * 50 * MS, n + 1, CLIENT);
+        unanswered.push(crate::recording::format::Event { how: Some(How::Connect), ..attempt });
+    }
+    healthy(&unanswered, 3 * S);
     // Seen from the middle of a long one.
     let mut slow = Scene::default();
     for n in 0..300 {
@@ -290,6 +317,11 @@ fn a_udp_socket_per_query_is_found_and_a_few_lookups_are_not() {
     let found = report(&scene(200, 10 * MS), 3 * S);
     assert_eq!(only(&found, "udp-per-query").advice_id, "resolver");
     healthy(&scene(60, 500 * MS), 30 * S);
+    // getaddrinfo() tries each address with a UDP socket, and then TCP connects there.
+    let mut sorted = scene(200, 10 * MS);
+    sorted.proto = Proto::Tcp;
+    sorted.connection(CLIENT, 0, None);
+    healthy(&sorted, 3 * S);
 }
 
 /// Steady churn towards a range that is too small: from half-way on the forecast is within 20 %.

@@ -53,7 +53,12 @@ pub const KNOBS_LOAD_MIN: f64 = 0.05;
 /// Destinations of one service behind one name; more is a crawler.
 pub const CHURN_DESTINATIONS_MAX: usize = 16;
 /// Connections to each of them, on average: less is spread.
-pub const CHURN_PER_DESTINATION_MIN: u64 = 5;
+pub const CHURN_PER_DESTINATION_MIN: f64 = 5.0;
+/// And a second: a balancer checks the health of each of its servers every second or two.
+pub const CHURN_PER_DESTINATION_RATE_MIN_PER_S: f64 = 2.0;
+
+/// Of the avoidable connections: a pool that is being replaced has opened many and closed none of the new ones.
+pub const CHURN_ENDED_SHARE_MIN: f64 = 0.5;
 
 /// More connections open at the end than at first. Pools of this size exist, and stop growing.
 pub const LEAK_GROWTH_MIN: i64 = 20;
@@ -63,6 +68,8 @@ pub const LEAK_SPAN_MIN_S: f64 = 1.0;
 pub const LEAK_ENDED_SHARE_MAX: f64 = 0.5;
 /// A pool that has what it needs stays as it is: its plateau soon is longer than its growth.
 pub const LEAK_PLATEAU_RATIO_MAX: f64 = 0.5;
+/// Of what was opened: an attempt that nobody answers is no connection.
+pub const LEAK_CONNECTED_SHARE_MIN: f64 = 0.7;
 /// Opens in each quarter of the growth, as a share of an even one.
 pub const LEAK_QUARTER_MIN: f64 = 0.4;
 

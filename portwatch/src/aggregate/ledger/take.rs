@@ -176,8 +176,9 @@ impl Ledger {
             if hold.bound.is_some() && hold.is_in_range {
                 row.bound_any.up(at_ns);
             }
-            if hold.begun_ns.is_some() {
-                row.timeline.open(at_ns);
+            match hold.begun_ns {
+                Some(_) => row.timeline.open(at_ns),
+                None => row.preexisting += u64::from(!is_waiting),
             }
         }
         if is_waiting {
