@@ -48,7 +48,8 @@ impl Generator {
             }
         }
         // A long tail: most connections go to a few places, some to one of 60 000.
-        let tail = if n % 10 == 0 { (n.wrapping_mul(2_654_435_761) % 60_000) as u32 } else { n as u32 % 7 };
+        let tail =
+            if n.is_multiple_of(10) { (n.wrapping_mul(2_654_435_761) % 60_000) as u32 } else { n as u32 % 7 };
         self.scene.server.0 = std::net::Ipv4Addr::from(0x0b00_0000 + tail).into();
         let client = Client { pid: 1_000 + (n % 5_000) as u32, ppid: 100 + (n % 40) as u32, ..CLIENT };
         let event = |kind, at_ns| Event {
