@@ -21,6 +21,7 @@ pub mod mapping;
 pub mod opener;
 mod perf_map;
 pub mod process_maps;
+pub mod python;
 pub mod rows;
 pub mod sideband;
 pub mod start_time;
