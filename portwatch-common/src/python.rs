@@ -72,6 +72,29 @@ pub struct Python {
     /// Address of `PyCode_Type`: what is no code object is no frame.
     pub code_type: u64,
     pub layout: Layout,
+    /// Of Python 3: says how its tables of lines are written.
+    pub minor: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Key of the map of programs that are an interpreter, as the kernel numbers files.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct ProgramKey {
+    /// 12 bits of major number, 20 of minor.
+    pub device: u64,
+    pub inode: u64,
+}
+
+/// Its value: what becomes a [`Python`] when the program is started.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Program {
+    /// With the file's own addresses.
+    pub python: Python,
+    /// The file's own address of the start of its code.
+    pub code_start: u64,
 }
 
 /// Bytes read of a thread state, a frame of its own kind, a frame that is an object, and a code object.

@@ -23,7 +23,9 @@ pub struct Interpreter {
     pub runtime: u64,
     /// `PyCode_Type`
     pub code_type: u64,
-    /// The lowest address of code: what the kernel calls the start of the code of a program.
+    /// Code at offset `n` of the file is at address `n` + this, wrapping.
+    pub code_bias: u64,
+    /// The lowest address of code: what the kernel calls the start of a program's code.
     pub code_start: u64,
 }
 
@@ -115,8 +117,9 @@ pub fn in_file(file: &File, path: &Path) -> Result<Option<Interpreter>, Refused>
         None => {}
     }
     let code = layout.segments.iter().filter(|segment| segment.is_executable);
-    let Some(code_start) = code.map(|segment| segment.address).min() else { return Ok(None) };
-    Ok(Some(Interpreter { version, minor, runtime, code_type, code_start }))
+    let Some(code) = code.min_by_key(|segment| segment.address) else { return Ok(None) };
+    let code_bias = code.address.wrapping_sub(code.offset);
+    Ok(Some(Interpreter { version, minor, runtime, code_type, code_bias, code_start: code.address }))
 }
 
 /// Addresses of the symbols that matter.

@@ -4,7 +4,9 @@
 //! Here is what it needs for that ([`interpreter`]: where the structures of a version are, and which program files are an
 //! interpreter), and what becomes of its answer: [`text`] and [`lines`] read what it copied.
 
+pub mod frames;
 pub mod interpreter;
+pub mod known;
 pub mod layout;
 pub mod lines;
 #[cfg(test)]
