@@ -67,7 +67,13 @@ pub struct Offsets {
     pub task_files: u32,
     pub task_stack: u32,
     pub task_cgroups: u32,
+    pub task_mm: u32,
+    /// `struct mm_struct`, `exe_file`, and where the program's code begins.
+    pub mm_exe_file: u32,
+    pub mm_start_code: u32,
     pub task_signal: u32,
+    /// `thread.fsbase`: where a thread's local storage is, which is also what its C library calls it.
+    pub task_fsbase: u32,
     /// `struct signal_struct`, `live`: threads that have not exited.
     pub signal_live: u32,
     // struct pid
@@ -89,7 +95,10 @@ pub struct Offsets {
     /// `struct inode`, `i_mode`
     pub inode_mode: u32,
     /// `struct inode`, `i_ino`
-    pub inode_number: u32,
+    pub inode_ino: u32,
+    pub inode_sb: u32,
+    /// `struct super_block`, `s_dev`
+    pub sb_dev: u32,
     // struct css_set, struct cgroup
     pub css_set_dfl_cgrp: u32,
     pub cgroup_level: u32,

@@ -10,4 +10,5 @@
 pub mod config;
 pub mod counters;
 pub mod limits;
+pub mod python;
 pub mod wire;

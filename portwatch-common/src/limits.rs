@@ -31,6 +31,28 @@ pub const TIME_WAITS_DEFAULT: u32 = 131_072;
 /// Ring buffer bytes unless the user says otherwise: 100 ms of 400 000 events a second at 400 bytes.
 pub const RING_BYTES_DEFAULT: u32 = 16 << 20;
 
+/// Python frames kept per stack; a power of two.
+pub const PYTHON_FRAMES_MAX: usize = 64;
+
+/// Of those, the ones that are walked where the verifier goes through the loop turn by turn.
+pub const PYTHON_FRAMES_PLAIN: usize = 48;
+
+/// Threads and interpreters of a process that are looked through for the one that runs; likewise.
+pub const PYTHON_THREADS_MAX: u32 = 1024;
+pub const PYTHON_THREADS_PLAIN: u32 = 128;
+
+/// Program files that are an interpreter.
+pub const PYTHON_PROGRAMS_MAX: u32 = 1024;
+
+/// Bytes kept of a code object's strings and of its table of lines; each a power of two. A function's table has some
+/// 3 bytes a line, a module's more.
+pub const PYTHON_FILE_BYTES: usize = 512;
+pub const PYTHON_NAME_BYTES: usize = 256;
+pub const PYTHON_TABLE_BYTES: usize = 4096;
+
+/// Code objects that the kernel side remembers as sent.
+pub const PYTHON_CODES_MAX: u32 = 16_384;
+
 /// Bytes of a stack snapshot: four pages. Deeper stacks are learned in steps: the kernel side walks what it knows,
 /// and sends the next snapshot from where it stopped.
 pub const SNAPSHOT_BYTES: usize = 4 * 4096;

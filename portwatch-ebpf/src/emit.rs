@@ -5,15 +5,18 @@
 
 use core::mem::MaybeUninit;
 
-use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
+use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_user};
 use portwatch_common::config::gate;
 use portwatch_common::counters::miss;
-use portwatch_common::limits::{KERNEL_FRAMES_MAX, STACK_FRAMES_MAX};
+use portwatch_common::limits::{KERNEL_FRAMES_MAX, PYTHON_FRAMES_MAX, STACK_FRAMES_MAX};
+use portwatch_common::python::{Layout, Python, common};
 use portwatch_common::wire::{self, EVENT_KINDS, Header, WIRE_VERSION, confidence, kind};
 use zerocopy::{Immutable, IntoBytes};
 
 use crate::counters;
 use crate::maps::{EVENTS, GATE, LAST_WAKE};
+use crate::python::PythonScratch;
+use crate::read::user;
 use crate::settings::setting;
 use crate::slot::{Slot, flags};
 use crate::stack::{self, Walk};
@@ -340,6 +343,111 @@ pub fn stack(id: u64, addresses: *const u64, walk: &Walk, owner: &wire::Owner, n
             copy_addresses(addresses, &raw mut (*to).addresses);
         }
     })
+}
+
+/// Sends the Python frames of the stack that comes next. False: there was no room.
+#[inline(always)]
+pub fn python_stack(
+    scratch: *const PythonScratch,
+    hash: u64,
+    stack_id: u64,
+    generation: u64,
+    now_ns: u64,
+) -> bool {
+    write::<wire::PythonStack>(NO_WAKEUP, |to| {
+        // SAFETY: fresh memory of the ring buffer, written whole; entries past `count` are zeroed.
+        unsafe {
+            (&raw mut (*to).header).write(header::<wire::PythonStack>(kind::PYTHON_STACK, now_ns));
+            (&raw mut (*to).stack_id).write(stack_id);
+            (&raw mut (*to).generation).write(generation);
+            (&raw mut (*to).hash).write(hash);
+            (&raw mut (*to).count).write((&raw const (*scratch).walk.count).read_volatile());
+            (&raw mut (*to).state).write((&raw const (*scratch).walk.state).read_volatile());
+            copy_frames((&raw const (*scratch).frames).cast(), (&raw mut (*to).frames).cast());
+        }
+    })
+}
+
+/// Copies the scratch's frames, those of earlier stacks behind the last one too; it never held anything else.
+///
+/// # Safety
+/// Both must be valid for `PYTHON_FRAMES_MAX` frames.
+#[inline(always)]
+unsafe fn copy_frames(from: *const wire::PythonFrame, into: *mut wire::PythonFrame) {
+    const BYTES: u32 = (PYTHON_FRAMES_MAX * size_of::<wire::PythonFrame>()) as u32;
+    // SAFETY: the caller's. As a helper it is one instruction to the verifier.
+    unsafe { bpf_probe_read_kernel(into.cast(), BYTES, from.cast()) };
+}
+
+/// Sends a code object at `code`. What cannot be read of it is left out. False: there was no room.
+#[inline(always)]
+pub fn python_code(
+    python: &Python,
+    code: u64,
+    code_id: u64,
+    tgid: u32,
+    generation: u64,
+    now_ns: u64,
+) -> bool {
+    write::<wire::PythonCode>(NO_WAKEUP, |to| {
+        let layout = &python.layout;
+        let pointer = |at: u32| user::<u64>(code, at).unwrap_or(0);
+        let (file, name, table) =
+            (pointer(layout.code_file), pointer(layout.code_name), pointer(layout.code_table));
+        // SAFETY: fresh memory of the ring buffer, written whole but for the bytes past those kept: there stands what
+        // this ring carried before.
+        unsafe {
+            (&raw mut (*to).header).write(header::<wire::PythonCode>(kind::PYTHON_CODE, now_ns));
+            (&raw mut (*to).generation).write(generation);
+            (&raw mut (*to).code_id).write(code_id);
+            (&raw mut (*to).tgid).write(tgid);
+            (&raw mut (*to).first_line).write(user(code, layout.code_first_line).unwrap_or(0));
+            let (state, chars, kept) = copy_text(layout, file, &raw mut (*to).file);
+            (&raw mut (*to).file_state).write(state);
+            (&raw mut (*to).file_chars).write(chars);
+            (&raw mut (*to).file_kept).write(kept);
+            let (state, chars, kept) = copy_text(layout, name, &raw mut (*to).name);
+            (&raw mut (*to).name_state).write(state);
+            (&raw mut (*to).name_chars).write(chars);
+            (&raw mut (*to).name_kept).write(kept);
+            let bytes = user::<u64>(table, common::BYTES_SIZE).unwrap_or(0) as u32;
+            let start = table.wrapping_add(common::BYTES_START as u64);
+            (&raw mut (*to).minor).write(python.minor);
+            (&raw mut (*to).reserved).write(0);
+            (&raw mut (*to).table_bytes).write(bytes);
+            (&raw mut (*to).table_kept).write(copy_bytes(start, bytes, &raw mut (*to).table));
+        }
+    })
+}
+
+/// Copies a string object: its state word, its length, and how many bytes were copied.
+///
+/// # Safety
+/// `into` must be valid.
+#[inline(always)]
+unsafe fn copy_text<const N: usize>(layout: &Layout, text: u64, into: *mut [u8; N]) -> (u32, u32, u32) {
+    const IS_ASCII: u32 = 1 << 6;
+    let state: u32 = user(text, common::TEXT_STATE).unwrap_or(0);
+    let chars = user::<u64>(text, common::TEXT_CHARS).unwrap_or(0) as u32;
+    let start = if state & IS_ASCII != 0 { layout.text_ascii } else { layout.text_compact };
+    let bytes = chars.wrapping_mul(state >> 2 & 7);
+    // SAFETY: the caller's.
+    (state, chars, unsafe { copy_bytes(text.wrapping_add(start as u64), bytes, into) })
+}
+
+/// Copies `bytes` of the process at `from`, or as many as there is room for but one; returns how many. `N` is a power of two.
+///
+/// # Safety
+/// `into` must be valid.
+#[inline(always)]
+unsafe fn copy_bytes<const N: usize>(from: u64, bytes: u32, into: *mut [u8; N]) -> u32 {
+    let mut bytes = if bytes < N as u32 { bytes } else { N as u32 - 1 };
+    // The compiler would drop the mask, which the verifier goes by.
+    // SAFETY: a variable of this function; as for `into`, the caller's.
+    unsafe {
+        let bytes = (&raw mut bytes).read_volatile() & (N as u32 - 1);
+        if bpf_probe_read_user(into.cast(), bytes, from as *const _) == 0 { bytes } else { 0 }
+    }
 }
 
 /// Sends the copy of a stack from `from` on, with the first `count` addresses. `kind` is `SNAPSHOT` or `AUDIT`.

@@ -8,8 +8,10 @@ use portwatch_common::counters::Counters;
 use portwatch_common::limits::PORT_BITMAP_WORDS;
 
 use crate::kernel_stack::{DOORS, KernelStack};
+use crate::python::PythonScratch;
 use crate::slot::{InCall, Preexisting, Slot, TimeWaitSlot, UdpTold};
 use crate::stack::{Budget, RowKey, StackScratch};
+use portwatch_common::python::{Program, ProgramKey, Python};
 use portwatch_common::wire::Row;
 
 /// All records, in the order they were reserved. Full: the event is counted as missed.
@@ -102,6 +104,32 @@ pub static SNAPSHOT_BUDGETS: LruHashMap<u32, Budget> = LruHashMap::with_max_entr
 /// Where a walk could not go on, and how it came there → when that was last sent. Least recently used ones fall out.
 #[map]
 pub static SNAPSHOT_PLACES: LruHashMap<u64, u64> = LruHashMap::with_max_entries(1, 0);
+/// 1 once any process has an interpreter. Written with the first.
+#[map]
+pub static PYTHON_ANY: Array<u32> = Array::with_max_entries(1, 0);
+
+/// Process → its interpreter. Written by user space, inherited at fork, ended at exec and exit. Full: the process has
+/// no Python frames.
+#[map]
+pub static PYTHONS: HashMap<u32, Python> = HashMap::with_max_entries(1, 0);
+
+/// Program file → the interpreter in it, for processes to have from their exec on. Written by user space. Full: they have
+/// it when user space learns of them.
+#[map]
+pub static PYTHON_PROGRAMS: HashMap<ProgramKey, Program> = HashMap::with_max_entries(1, 0);
+
+/// Process and thread → the interpreter's state of the thread, checked at each use. Least recently used ones fall out
+/// and are looked for again.
+#[map]
+pub static PYTHON_THREADS: LruHashMap<u64, u64> = LruHashMap::with_max_entries(1, 0);
+
+/// Generation and code object → user space has it. Least recently used ones fall out and are sent again.
+#[map]
+pub static PYTHON_CODES: LruHashMap<[u64; 2], u32> = LruHashMap::with_max_entries(1, 0);
+
+/// Room to walk an interpreter's frames, as [`STACK_SCRATCH`].
+#[map]
+pub static PYTHON_SCRATCH: PerCpuArray<PythonScratch> = PerCpuArray::with_max_entries(scratch::PLACES, 0);
 
 /// `-p`: process → flags, see [`portwatch_common::config::pid_flags`]. Written by user space, and by the fork hook with `-f`.
 #[map]

@@ -24,7 +24,7 @@ use crate::maps::{ROWS, SNAPSHOT_BUDGETS, SNAPSHOT_PLACES, SPACES, STACK_SCRATCH
 use crate::read::{kernel, user};
 use crate::registers::{self, signal_frame};
 use crate::settings::setting;
-use crate::{counters, emit, kernel_stack};
+use crate::{counters, emit, kernel_stack, python};
 
 #[repr(C)]
 pub struct StackScratch {
@@ -62,6 +62,9 @@ pub struct Walk {
     pub id: u64,
     /// Kernel frames in the scratch memory.
     pub kernel_count: u32,
+    pub place: u32,
+    /// Mixed from the Python frames; 0: there are none.
+    pub python: u64,
 }
 
 /// What is known of a stack.
@@ -99,7 +102,7 @@ pub fn take(place: u32, owner: &Owner, now_ns: u64) -> Taken {
     };
     // SAFETY: the scratch entry belongs to this program on this CPU.
     let addresses = unsafe { (&raw mut (*scratch).addresses).cast::<u64>() };
-    let mut first = match start(owner, now_ns) {
+    let mut first = match start(place, owner, now_ns) {
         Ok(first) => first,
         Err(state) => return Taken::none(state),
     };
@@ -111,7 +114,7 @@ pub fn take(place: u32, owner: &Owner, now_ns: u64) -> Taken {
         Step::Stuck => return ask(addresses, &walk, owner, now_ns),
         Step::Caller => return cut(stack_state::TOO_DEEP, addresses, &walk, owner, now_ns),
     }
-    let id = if walk.id == 0 { 1 } else { walk.id };
+    let id = named(&walk).max(1);
     if !tell(id, addresses, &walk, owner, now_ns) {
         return Taken::none(stack_state::RING_FULL);
     }
@@ -128,7 +131,7 @@ pub fn take(place: u32, owner: &Owner, now_ns: u64) -> Taken {
 
 /// The innermost frame, or one of [`stack_state`].
 #[inline(always)]
-fn start(owner: &Owner, now_ns: u64) -> Result<Walk, u8> {
+fn start(place: u32, owner: &Owner, now_ns: u64) -> Result<Walk, u8> {
     const UNREADABLE: Result<Walk, u8> = Err(stack_state::UNREADABLE);
     let Some(saved) = registers::saved() else { return UNREADABLE };
     let Some(cs) = kernel::<u16>(saved, registers::CS) else { return UNREADABLE };
@@ -142,7 +145,8 @@ fn start(owner: &Owner, now_ns: u64) -> Result<Walk, u8> {
     let Some(bp) = kernel(saved, registers::BP) else { return UNREADABLE };
     let generation = generation(owner.tgid, now_ns);
     let id = stack_id_seed(owner.start_boot_ns, owner.tgid, generation);
-    Ok(Walk { ip, sp, bp, count: 0, generation, id, kernel_count: 0 })
+    let python = python::take(place, owner.tgid);
+    Ok(Walk { ip, sp, bp, count: 0, generation, id, kernel_count: 0, place, python })
 }
 
 /// Takes over the kernel stack that was noted for `place`: how many frames it has.
@@ -191,6 +195,12 @@ fn visit(addresses: *mut u64, number: u32, walk: &mut Walk) -> Step {
     step(walk, row)
 }
 
+/// The id of a stack: of its addresses, and of the Python frames among them.
+#[inline(always)]
+fn named(walk: &Walk) -> u64 {
+    if walk.python == 0 { walk.id } else { stack_id_mix(walk.id, walk.python) }
+}
+
 /// Makes sure that user space has the addresses behind an id. False: there was no room.
 #[inline(always)]
 fn tell(id: u64, addresses: *const u64, walk: &Walk, owner: &Owner, now_ns: u64) -> bool {
@@ -198,7 +208,7 @@ fn tell(id: u64, addresses: *const u64, walk: &Walk, owner: &Owner, now_ns: u64)
     if unsafe { STACKS_SEEN.get(id) }.is_some() {
         return true;
     }
-    if !emit::stack(id, addresses, walk, owner, now_ns) {
+    if !python::send(walk, id, owner.tgid, now_ns) || !emit::stack(id, addresses, walk, owner, now_ns) {
         counters::stack_missed();
         return false;
     }
@@ -267,7 +277,9 @@ fn ask(addresses: *const u64, walk: &Walk, owner: &Owner, now_ns: u64) -> Taken 
     }
     // A name for this one: the whole stack is not known yet.
     let id = stack_id_mix(now_ns, walk.sp) | 1;
-    if emit::snapshot(kind::SNAPSHOT, id, addresses, walk.count, walk, owner, now_ns) {
+    if python::send(walk, id, owner.tgid, now_ns)
+        && emit::snapshot(kind::SNAPSHOT, id, addresses, walk.count, walk, owner, now_ns)
+    {
         counters::snapshot_sent();
         Taken::named(id)
     } else {
@@ -279,7 +291,7 @@ fn ask(addresses: *const u64, walk: &Walk, owner: &Owner, now_ns: u64) -> Taken 
 /// Names the innermost part of a stack.
 #[inline(always)]
 fn cut(state: u8, addresses: *const u64, walk: &Walk, owner: &Owner, now_ns: u64) -> Taken {
-    let id = stack_id_mix(walk.id, STACK_ID_CUT) | 1;
+    let id = stack_id_mix(named(walk), STACK_ID_CUT) | 1;
     let is_told = tell(id, addresses, walk, owner, now_ns);
     Taken { id: if is_told { id } else { 0 }, state }
 }

@@ -10,10 +10,12 @@
 
 mod hold;
 mod life;
+mod python;
 mod stack;
 
 pub use hold::{Endpoints, Hold, Owner, confidence, hold_flags, how, stack_state};
 pub use life::{Closed, Established, Failed, PortReleased, TimeWait, closer, failed_flags, reason};
+pub use python::{PythonCode, PythonFrame, PythonStack, python_flags, python_state};
 pub use stack::{Row, STACK_ID_CUT, Snapshot, Stack, row_kind, stack_id_mix, stack_id_seed};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -62,6 +64,10 @@ pub mod kind {
     /// A [`super::Snapshot`] of a stack that the kernel side did walk to its end, for user space to walk again and
     /// compare: the addresses of the whole stack, and registers and copy from its innermost frame on.
     pub const AUDIT: u16 = 10;
+    /// A [`super::PythonStack`].
+    pub const PYTHON_STACK: u16 = 11;
+    /// A [`super::PythonCode`].
+    pub const PYTHON_CODE: u16 = 12;
 }
 
 /// How many of the [`kind`] numbers are events.

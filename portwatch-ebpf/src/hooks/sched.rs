@@ -3,12 +3,13 @@
 
 use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
-use portwatch_common::config::pid_flags;
+use portwatch_common::config::{ABSENT, pid_flags};
+use portwatch_common::python::ProgramKey;
 
-use crate::maps::{PIDS, SPACES};
+use crate::maps::{PIDS, PYTHON_ANY, PYTHON_PROGRAMS, PYTHONS, SPACES};
 use crate::owner::number;
 use crate::read::{kernel, kernel_pointer};
-use crate::settings::offset;
+use crate::settings::{offset, setting};
 
 /// Raw arguments: parent task, child task.
 #[raw_tracepoint(tracepoint = "sched_process_fork")]
@@ -23,6 +24,7 @@ pub fn sched_process_fork(ctx: RawTracePointContext) -> i32 {
             let _ = SPACES.insert(child_tgid, generation, 0);
         }
     }
+    inherit_interpreter(parent_tgid, child);
     // SAFETY: a copy of a plain number.
     let flags = unsafe { PIDS.get(parent_tgid) }.copied().unwrap_or(0);
     if flags & pid_flags::CHILDREN != 0 {
@@ -40,12 +42,13 @@ pub fn sched_process_exit(ctx: RawTracePointContext) -> i32 {
     let task: u64 = ctx.arg(0);
     let tgid = number(task);
     // SAFETY: only asked whether it is there.
-    if unsafe { PIDS.get(tgid).is_some() || SPACES.get(tgid).is_some() } {
+    if unsafe { PIDS.get(tgid).is_some() || SPACES.get(tgid).is_some() || PYTHONS.get(tgid).is_some() } {
         let live: Option<u32> = kernel_pointer(task, offset!(task_signal))
             .and_then(|signal| kernel(signal, offset!(signal_live)));
         if live == Some(0) {
             let _ = PIDS.remove(tgid);
             let _ = SPACES.remove(tgid);
+            let _ = PYTHONS.remove(tgid);
         }
     }
     0
@@ -55,6 +58,58 @@ pub fn sched_process_exit(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn sched_process_exec(ctx: RawTracePointContext) -> i32 {
     let task: u64 = ctx.arg(0);
-    let _ = SPACES.remove(number(task));
+    let tgid = number(task);
+    let _ = SPACES.remove(tgid);
+    let _ = PYTHONS.remove(tgid);
+    let _ = start_interpreter(task, tgid);
     0
+}
+
+/// A copy of the address space has its interpreter in the same place.
+#[inline(always)]
+fn inherit_interpreter(parent_tgid: u32, child: u64) {
+    if PYTHON_ANY.get(0).copied() != Some(1) {
+        return;
+    }
+    let child_tgid = number(child);
+    if child_tgid == 0 || child_tgid == parent_tgid {
+        return;
+    }
+    // SAFETY: the parent is here, so its entry stays.
+    match unsafe { PYTHONS.get(parent_tgid) } {
+        Some(python) => {
+            let _ = PYTHONS.insert(child_tgid, python, 0);
+        }
+        // Of one that had the number before, and was gone when user space learned of it.
+        None => {
+            let _ = PYTHONS.remove(child_tgid);
+        }
+    }
+}
+
+/// A program that is known to be an interpreter has begun: it may connect before user space has heard of it.
+#[inline(always)]
+fn start_interpreter(task: u64, tgid: u32) -> Option<()> {
+    if setting!(stacks) == 0 || offset!(mm_exe_file) == ABSENT || offset!(sb_dev) == ABSENT || tgid == 0 {
+        return None;
+    }
+    let mm = kernel_pointer(task, offset!(task_mm))?;
+    let file = kernel_pointer(mm, offset!(mm_exe_file))?;
+    let inode = kernel_pointer(file, offset!(file_inode))?;
+    let block = kernel_pointer(inode, offset!(inode_sb))?;
+    let device: u32 = kernel(block, offset!(sb_dev))?;
+    let number: u64 = kernel(inode, offset!(inode_ino))?;
+    let key = ProgramKey { device: device as u64, inode: number };
+    // SAFETY: changed only by user space, to what is true of the same file.
+    let program = unsafe { PYTHON_PROGRAMS.get(key) }?;
+    let start: u64 = kernel(mm, offset!(mm_start_code))?;
+    // How far from its own addresses the file was loaded.
+    let bias = start.wrapping_sub(program.code_start);
+    let mut python = program.python;
+    python.runtime = python.runtime.wrapping_add(bias);
+    python.code_type = python.code_type.wrapping_add(bias);
+    PYTHONS.insert(tgid, python, 0).ok()?;
+    // SAFETY: a map value; whoever reads it meanwhile finds no interpreter or this one.
+    unsafe { PYTHON_ANY.get_ptr_mut(0)?.write(1) };
+    Some(())
 }

@@ -84,7 +84,7 @@ fn wanted_sock(fd: u32) -> Option<Opened> {
     if !filter::wants_protocol(sk) {
         return None;
     }
-    Some(Opened { sk, inode: kernel(inode, offset!(inode_number))? })
+    Some(Opened { sk, inode: kernel(inode, offset!(inode_ino))? })
 }
 
 #[inline(always)]

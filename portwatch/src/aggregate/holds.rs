@@ -180,7 +180,11 @@ impl Holds {
                 }
                 Joined::Event(event(socket, What::PortReleased { reason, held_ns }, exact), hold)
             }
-            Body::Stack { .. } | Body::Snapshot(_) | Body::Audit(_) => Joined::Nothing,
+            Body::Stack { .. }
+            | Body::Snapshot(_)
+            | Body::Audit(_)
+            | Body::PythonStack(_)
+            | Body::PythonCode(_) => Joined::Nothing,
         }
     }
 

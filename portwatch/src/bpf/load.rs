@@ -11,7 +11,10 @@ use aya::programs::ProgramError;
 use aya::{Btf, Ebpf, EbpfLoader};
 use aya_obj::generated::bpf_func_id;
 use portwatch_common::config::{Config, Offsets, filter, gate, pid_flags};
-use portwatch_common::limits::{ROWS_MAX, SNAPSHOT_PLACES_MAX, SPACES_MAX, STACKS_PER_AUDIT};
+use portwatch_common::limits::{
+    PYTHON_CODES_MAX, PYTHON_PROGRAMS_MAX, ROWS_MAX, SNAPSHOT_PLACES_MAX, SPACES_MAX, STACKS_PER_AUDIT,
+};
+use portwatch_common::python::{Program, ProgramKey, Python};
 use portwatch_common::wire::{self, kind};
 use zerocopy::IntoBytes;
 
@@ -279,6 +282,10 @@ fn create(plan: &Plan<'_>, rung: Rung, walk: StackWalk) -> Result<Ebpf> {
         .map_max_entries("SPACES", if plan.stacks { SPACES_MAX } else { 1 })
         .map_max_entries("SNAPSHOT_BUDGETS", if plan.stacks { SPACES_MAX } else { 1 })
         .map_max_entries("SNAPSHOT_PLACES", if plan.stacks { SNAPSHOT_PLACES_MAX } else { 1 })
+        .map_max_entries("PYTHONS", if plan.stacks { SPACES_MAX } else { 1 })
+        .map_max_entries("PYTHON_PROGRAMS", if plan.stacks { PYTHON_PROGRAMS_MAX } else { 1 })
+        .map_max_entries("PYTHON_THREADS", if plan.stacks { SPACES_MAX } else { 1 })
+        .map_max_entries("PYTHON_CODES", if plan.stacks { PYTHON_CODES_MAX } else { 1 })
         .map_max_entries("ROWS", if plan.stacks { ROWS_MAX } else { 1 });
     for (map, entries) in plan.filters.sizes() {
         loader.map_max_entries(map, entries);
@@ -329,6 +336,9 @@ fn unless_missing(removed: Result<(), MapError>) -> Result<(), MapError> {
         removed => removed,
     }
 }
+
+/// A [`Python`] as the map has it.
+type PythonBytes = [u8; size_of::<Python>()];
 
 impl Tracing {
     /// What the kernel side counted up to now.
@@ -396,6 +406,37 @@ impl Tracing {
         let map = self.ebpf.map_mut("SPACES").context("no map `SPACES`")?;
         let mut spaces: HashMap<&mut MapData, u32, u64> = HashMap::try_from(map)?;
         unless_missing(spaces.remove(&pid)).context("cannot change the table of address spaces")
+    }
+
+    /// Tells the kernel side of a process's Python interpreter. What finds no room has no Python frames.
+    pub fn add_python(&mut self, pid: u32, python: &Python) -> Result<()> {
+        let map = self.ebpf.map_mut("PYTHONS").context("no map `PYTHONS`")?;
+        let mut pythons: HashMap<&mut MapData, u32, PythonBytes> = HashMap::try_from(map)?;
+        let bytes: PythonBytes = zerocopy::transmute!(*python);
+        if pythons.insert(pid, bytes, 0).is_err() {
+            return Ok(());
+        }
+        let map = self.ebpf.map_mut("PYTHON_ANY").context("no map `PYTHON_ANY`")?;
+        let mut any: Array<&mut MapData, u32> = Array::try_from(map)?;
+        any.set(0, 1, 0).context("cannot tell the kernel side of Python")
+    }
+
+    /// Tells the kernel side of a program that is an interpreter: processes have it from their exec on.
+    pub fn add_python_program(&mut self, key: &ProgramKey, program: &Program) -> Result<()> {
+        let map = self.ebpf.map_mut("PYTHON_PROGRAMS").context("no map `PYTHON_PROGRAMS`")?;
+        let mut programs: HashMap<&mut MapData, [u64; 2], [u8; size_of::<Program>()]> =
+            HashMap::try_from(map)?;
+        let bytes: [u8; size_of::<Program>()] = zerocopy::transmute!(*program);
+        // Full: those that come late are learned of as their code is mapped.
+        let _ = programs.insert([key.device, key.inode], bytes, 0);
+        Ok(())
+    }
+
+    /// Takes back what [`Tracing::add_python`] said: the process was gone by then.
+    pub fn remove_python(&mut self, pid: u32) -> Result<()> {
+        let map = self.ebpf.map_mut("PYTHONS").context("no map `PYTHONS`")?;
+        let mut pythons: HashMap<&mut MapData, u32, PythonBytes> = HashMap::try_from(map)?;
+        unless_missing(pythons.remove(&pid)).context("cannot change the table of interpreters")
     }
 
     /// Selects one more process.

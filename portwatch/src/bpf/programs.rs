@@ -135,7 +135,7 @@ const FILES: &[&str] = &[
     "file_private_data",
     "file_inode",
     "inode_mode",
-    "inode_number",
+    "inode_ino",
 ];
 
 /// Takes what the kernel does not run the first program for; its own misses mean nothing.

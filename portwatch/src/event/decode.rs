@@ -7,8 +7,9 @@ use portwatch_common::wire::{self, WIRE_VERSION, kind};
 use zerocopy::FromBytes;
 
 use super::{
-    Closer, Comm, Confidence, Direction, Endpoints, Errno, Family, Hold, How, Owner, Protocol, RawSnapshot,
-    RawStack, Reason, SocketId, StackGap, StackId, StackState, TimeWaitState, Traffic,
+    Closer, Comm, Confidence, Direction, Endpoints, Errno, Family, Hold, How, Owner, Protocol, PythonFrame,
+    PythonState, RawPythonCode, RawPythonStack, RawSnapshot, RawStack, Reason, SocketId, StackGap, StackId,
+    StackState, TimeWaitState, Traffic,
 };
 
 /// One record of the kernel side.
@@ -70,6 +71,8 @@ pub enum Body {
     /// A stack that the kernel side walked to its end, and what it was walked from: `addresses` is all of it, the
     /// registers are its innermost frame's.
     Audit(Box<RawSnapshot>),
+    PythonStack(RawPythonStack),
+    PythonCode(Box<RawPythonCode>),
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -243,6 +246,8 @@ fn body(kind: u16, bytes: &[u8]) -> Result<Body, DecodeError> {
         }
         kind::SNAPSHOT => Body::Snapshot(Box::new(snapshot(&read(kind, bytes)?))),
         kind::AUDIT => Body::Audit(Box::new(snapshot(&read(kind, bytes)?))),
+        kind::PYTHON_STACK => Body::PythonStack(python_stack(&read(kind, bytes)?)),
+        kind::PYTHON_CODE => Body::PythonCode(Box::new(python_code(&read(kind, bytes)?))),
         kind => return Err(DecodeError::Kind(kind)),
     })
 }
@@ -267,6 +272,43 @@ fn snapshot(wire: &wire::Snapshot) -> RawSnapshot {
         kernel: first(&wire.kernel, wire.kernel_count.into()),
         bytes: wire.bytes.get(skipped..).unwrap_or_default().to_vec(),
         pages_valid: wire.pages_valid,
+    }
+}
+
+fn python_stack(wire: &wire::PythonStack) -> RawPythonStack {
+    use portwatch_common::wire::{python_flags, python_state as code};
+    let frames = wire.frames[..(wire.count as usize).min(wire.frames.len())].iter();
+    RawPythonStack {
+        id: StackId(wire.stack_id),
+        generation: wire.generation,
+        hash: wire.hash,
+        state: match wire.state {
+            code::WHOLE => PythonState::Whole,
+            code::CUT => PythonState::Cut,
+            code::NO_THREAD => PythonState::NoThread,
+            _ => PythonState::Unreadable,
+        },
+        frames: frames
+            .map(|frame| PythonFrame {
+                code_id: frame.code_id,
+                at: frame.at,
+                is_entry: frame.flags & python_flags::ENTRY != 0,
+            })
+            .collect(),
+    }
+}
+
+fn python_code(wire: &wire::PythonCode) -> RawPythonCode {
+    let kept = |bytes: &[u8], kept: u32| bytes[..(kept as usize).min(bytes.len())].to_vec();
+    RawPythonCode {
+        generation: wire.generation,
+        code_id: wire.code_id,
+        minor: wire.minor,
+        first_line: wire.first_line,
+        file: (wire.file_state, wire.file_chars, kept(&wire.file, wire.file_kept)),
+        name: (wire.name_state, wire.name_chars, kept(&wire.name, wire.name_kept)),
+        table: kept(&wire.table, wire.table_kept),
+        table_bytes: wire.table_bytes,
     }
 }
 

@@ -484,6 +484,60 @@ pub struct RawStack {
     pub addresses: Vec<u64>,
 }
 
+/// The Python frames of a stack, sent before it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RawPythonStack {
+    /// What the stack that follows is called.
+    pub id: StackId,
+    /// Names the address space to the kernel side.
+    pub generation: u64,
+    /// To be mixed into the id of the whole stack.
+    pub hash: u64,
+    pub state: PythonState,
+    /// Innermost first.
+    pub frames: Vec<PythonFrame>,
+}
+
+/// How far the Python frames of a thread are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PythonState {
+    Whole,
+    /// Only the innermost ones.
+    Cut,
+    /// The interpreter does not know the thread, or has too many.
+    NoThread,
+    Unreadable,
+}
+
+/// One Python frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PythonFrame {
+    /// Names a [`RawPythonCode`].
+    pub code_id: u64,
+    /// Where in the code, as the version counts it.
+    pub at: i32,
+    /// It is the outermost of one run of the evaluator.
+    pub is_entry: bool,
+}
+
+/// A Python code object, sent before the first stack that it is in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RawPythonCode {
+    /// Names the address space to the kernel side.
+    pub generation: u64,
+    /// Names the code within it.
+    pub code_id: u64,
+    /// Version of Python 3.
+    pub minor: u32,
+    pub first_line: u32,
+    /// Strings: state word, characters, and the bytes that were read.
+    pub file: (u32, u32, Vec<u8>),
+    pub name: (u32, u32, Vec<u8>),
+    /// The table of lines, or its beginning, and how long it is.
+    pub table: Vec<u8>,
+    pub table_bytes: u32,
+}
+
 /// A user stack that the kernel side could not walk to its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RawSnapshot {

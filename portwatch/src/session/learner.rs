@@ -14,11 +14,12 @@ use super::Shared;
 use crate::bpf::{Queue, Received};
 use crate::event::decode::snapshots;
 use crate::kernel::clock::mono_now_ns;
-use crate::stack::Snapshot;
 use crate::stack::walks::Walks;
+use crate::stack::{Snapshot, start_time};
 
-/// How often mappings are followed while nothing comes.
-const TICK: Duration = Duration::from_millis(50);
+/// How often mappings are followed while nothing comes. A Python program begins to run some ten milliseconds after its
+/// interpreter's code is mapped, and should be known by then.
+const TICK: Duration = Duration::from_millis(4);
 
 /// Starts the thread. It empties `from` into the pipeline's queue, and ends when `from` is finished and empty.
 pub fn start(shared: &Arc<Shared>, from: Arc<Queue>, walks: Walks) -> Result<JoinHandle<Result<()>>> {
@@ -43,6 +44,7 @@ fn run(shared: &Shared, from: &Queue, walks: &Walks) -> Result<()> {
             shared.tracing().unlearn(pid)?;
             walks.unlearned(pid, mono_now_ns()?);
         }
+        tell_pythons(shared, walks)?;
         match received {
             Received::Batch(batch) => {
                 for (mono_ns, raw) in snapshots(&batch) {
@@ -56,4 +58,21 @@ fn run(shared: &Shared, from: &Queue, walks: &Walks) -> Result<()> {
             Received::Finished => return Ok(()),
         }
     }
+}
+
+/// Tells the kernel side which processes have a Python interpreter, and which programs are one.
+fn tell_pythons(shared: &Shared, walks: &Walks) -> Result<()> {
+    let (processes, programs) = walks.take_pythons();
+    for (pid, python) in processes {
+        let mut tracing = shared.tracing();
+        tracing.add_python(pid, &python)?;
+        if start_time::of_process(pid).is_none() {
+            // It ended before it was told of: nobody would take it out.
+            tracing.remove_python(pid)?;
+        }
+    }
+    for (key, program) in programs {
+        shared.tracing().add_python_program(&key, &program)?;
+    }
+    Ok(())
 }

@@ -21,7 +21,8 @@ use crate::aggregate::sightings::{Alive, Sightings};
 use crate::bpf::{NotRun, Received, Rung, Totals};
 use crate::event::decode::{Body, DecodeError, Record, records};
 use crate::event::{
-    Confidence, Event, Hold, Protocol, RawSnapshot, RawStack, StackGap, StackId, StackState, Tuple, What,
+    Confidence, Event, Hold, Protocol, RawPythonStack, RawSnapshot, RawStack, StackGap, StackId, StackState,
+    Tuple, What,
 };
 use crate::kernel::ancestry::{Ancestry, Followed};
 use crate::kernel::cgroups::Cgroups;
@@ -126,6 +127,7 @@ pub fn start(
         recent: Recent::new(RECENT_STACKS),
         library_patterns: request.library_patterns.clone(),
         snapshots: HashMap::new(),
+        python: None,
         is_verbose: request.verbose,
         kernel_symbols: request.kernel_stacks.then(kernel_symbols).flatten(),
         written: BTreeMap::new(),
@@ -161,6 +163,7 @@ struct Named {
 struct Taken {
     user: RawStack,
     kernel: Vec<u64>,
+    python: Option<RawPythonStack>,
     mono_ns: u64,
 }
 
@@ -191,6 +194,8 @@ struct Worker {
     library_patterns: Vec<String>,
     /// What the kernel side called a stack before it was known → the stack, and how well it is known.
     snapshots: HashMap<StackId, (StackId, StackState)>,
+    /// The Python frames of the stack that comes next.
+    python: Option<RawPythonStack>,
     is_verbose: bool,
     /// Where kernel frames are wanted and may be named.
     kernel_symbols: Option<KernelSymbols>,
@@ -282,8 +287,17 @@ impl Worker {
         self.listing(settled_ns)?;
         self.expire(record.mono_ns)?;
         match (&mut record.body, stacks.as_mut()) {
+            (Body::PythonStack(_) | Body::PythonCode(_), Some(stacks)) => {
+                match record.body {
+                    Body::PythonStack(raw) => self.python = Some(raw),
+                    Body::PythonCode(raw) => stacks.add_python_code(*raw),
+                    _ => {}
+                }
+                return Ok(());
+            }
             (Body::Stack { user, kernel }, Some(stacks)) => {
-                return self.stack(user, kernel, record.mono_ns, stacks);
+                let python = self.python.take().filter(|python| python.id == user.id);
+                return self.stack(user, kernel, python, record.mono_ns, stacks);
             }
             (Body::Snapshot(raw), Some(stacks)) => return self.snapshot(raw, record.mono_ns, stacks),
             (Body::Audit(raw), Some(stacks)) => return self.audit(raw, record.mono_ns, stacks),
@@ -388,18 +402,25 @@ impl Worker {
     }
 
     /// Names a stack. The kernel side sends one again that it forgot it had sent.
-    fn stack(&mut self, raw: &RawStack, kernel: &[u64], mono_ns: u64, stacks: &mut Stacks) -> Result<()> {
+    fn stack(
+        &mut self,
+        raw: &RawStack,
+        kernel: &[u64],
+        python: Option<RawPythonStack>,
+        mono_ns: u64,
+        stacks: &mut Stacks,
+    ) -> Result<()> {
         if self.call_sites.contains_key(&raw.id) {
             return Ok(());
         }
-        let mut resolved = stacks.resolve_at(raw, raw.start_boot_ns, mono_ns);
+        let mut resolved = stacks.resolve_merged(raw, python.as_ref(), raw.start_boot_ns, mono_ns);
         if let Some(symbols) = &mut self.kernel_symbols {
             resolved.stack.frames.splice(..0, symbols.frames(kernel));
         }
         self.output.stack(&resolved.stack)?;
         let named = Named { call_site: resolved.call_site, is_cut: resolved.is_cut };
         self.call_sites.insert(raw.id, named);
-        self.recent.insert(raw.id, Taken { user: raw.clone(), kernel: kernel.to_vec(), mono_ns });
+        self.recent.insert(raw.id, Taken { user: raw.clone(), kernel: kernel.to_vec(), python, mono_ns });
         Ok(())
     }
 
@@ -407,8 +428,8 @@ impl Worker {
     fn revised(&mut self, id: StackId, mono_ns: u64, stacks: &mut Stacks) -> Result<StackId> {
         let Some(taken) = self.recent.get_mut(&id) else { return Ok(id) };
         let Some(revised) = stacks.revised(&taken.user, taken.mono_ns, mono_ns) else { return Ok(id) };
-        let kernel = taken.kernel.clone();
-        self.stack(&revised, &kernel, mono_ns, stacks)?;
+        let (kernel, python) = (taken.kernel.clone(), taken.python.clone());
+        self.stack(&revised, &kernel, python, mono_ns, stacks)?;
         Ok(revised.id)
     }
 
@@ -421,13 +442,15 @@ impl Worker {
             .iter()
             .chain(unwound.addresses.iter().take(STACK_FRAMES_MAX))
             .fold(seed, |id, &address| stack_id_mix(id, address));
+        let python = self.python.take().filter(|python| python.id == raw.id);
+        let id = python.as_ref().map_or(id, |python| stack_id_mix(id, python.hash));
         let whole = RawStack {
             id: StackId(id.max(1)),
             tgid: raw.tgid,
             start_boot_ns: raw.start_boot_ns,
             addresses: unwound.addresses,
         };
-        self.stack(&whole, &raw.kernel, mono_ns, stacks)?;
+        self.stack(&whole, &raw.kernel, python, mono_ns, stacks)?;
         if self.snapshots.len() >= SNAPSHOTS_REMEMBERED {
             self.snapshots.clear();
         }

@@ -4,9 +4,9 @@
 //! When all are libraries, say because an interpreter's own frames are not known, it is the outermost frame of a
 //! client library, which is where the application came in; else the innermost frame outside the C library.
 
-use crate::output::Frame;
+use crate::output::{Frame, FrameKind};
 
-use super::libraries::{GROUPS, Layer};
+use super::libraries::{GROUPS, Layer, SOURCES, SourceGroup};
 
 /// Tells libraries from the application.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +30,9 @@ impl Libraries {
 
     /// Which kind of library the frame is in; `None` for the application.
     pub fn layer(&self, frame: &Frame) -> Option<Layer> {
+        if frame.kind == FrameKind::Python {
+            return self.layer_of_source(frame);
+        }
         let module = frame.module.as_deref().unwrap_or_default();
         let file_name = file_name(module);
         let function = frame.function.as_deref().map(qualified_name).unwrap_or_default();
@@ -41,13 +44,25 @@ impl Libraries {
             return Some(Layer::Client);
         }
         let fits = |pattern: &&str, text: &str| !text.is_empty() && matches(pattern, text);
-        GROUPS
-            .iter()
-            .find(|group| {
-                group.modules.iter().any(|pattern| fits(pattern, file_name))
-                    || group.functions.iter().any(|pattern| fits(pattern, function))
-            })
-            .map(|group| group.layer)
+        let of_group = GROUPS.iter().find(|group| {
+            group.modules.iter().any(|pattern| fits(pattern, file_name))
+                || group.functions.iter().any(|pattern| fits(pattern, function))
+        });
+        // Packages of interpreters bring machine code along.
+        of_group.map(|group| group.layer).or_else(|| layer_of_path(module))
+    }
+
+    /// The same for code that is known by its source file.
+    fn layer_of_source(&self, frame: &Frame) -> Option<Layer> {
+        let file = frame.file.as_deref().unwrap_or_default();
+        let function = frame.function.as_deref().unwrap_or_default();
+        let fits = |pattern: &str, text: &str| !text.is_empty() && matches(pattern, text);
+        let is_users =
+            |pattern: &String| [file, file_name(file), function].iter().any(|text| fits(pattern, text));
+        if self.patterns.iter().any(is_users) {
+            return Some(Layer::Client);
+        }
+        layer_of_path(file)
     }
 
     /// The call site of a stack, innermost frame first; `None` when nothing but the C library is known of it.
@@ -67,6 +82,12 @@ impl Libraries {
     }
 }
 
+/// Which kind of library a path belongs to, by [`SOURCES`].
+fn layer_of_path(path: &str) -> Option<Layer> {
+    let is_path_of = |group: &&SourceGroup| group.files.iter().any(|pattern| matches(pattern, path));
+    SOURCES.iter().find(is_path_of).map(|group| group.layer)
+}
+
 /// `function (file:line)`, `function+0x… (module)`, or `module+0x…`.
 fn text(placed: &PlacedFrame) -> Option<String> {
     let PlacedFrame { frame, function_offset } = placed;
@@ -78,6 +99,7 @@ fn text(placed: &PlacedFrame) -> Option<String> {
         (Some(function), _, _, Some(module)) => {
             Some(format!("{function}+{:#x} ({module})", function_offset.unwrap_or(0)))
         }
+        (Some(function), Some(file), None, None) => Some(format!("{function} ({})", file_name(file))),
         (Some(function), _, _, None) => Some(function.clone()),
         (None, _, _, Some(module)) => Some(format!("{module}+{:#x}", frame.offset?)),
         (None, _, _, None) => None,

@@ -24,6 +24,34 @@ pub struct Group {
     pub functions: &'static [&'static str],
 }
 
+/// Rules for code that is known by its source file, as that of interpreters is; the first that fits counts.
+#[derive(Clone, Copy, Debug)]
+pub struct SourceGroup {
+    pub layer: Layer,
+    pub reason: &'static str,
+    /// Compared with the whole path.
+    pub files: &'static [&'static str],
+}
+
+pub const SOURCES: &[SourceGroup] = &[
+    SourceGroup {
+        layer: Layer::Client,
+        reason: "Python packages that were installed, and code that they make at run time",
+        files: &[
+            "*/site-packages/*",
+            "*/dist-packages/*",
+            "<attrs *",
+            "<decorator-gen*",
+            "<__array_function__ *",
+        ],
+    },
+    SourceGroup {
+        layer: Layer::Runtime,
+        reason: "Python's standard library; part of it is inside the interpreter",
+        files: &["*/lib*/python[0-9].[0-9]*/*", "*/python[0-9][0-9]*.zip/*", "<frozen *"],
+    },
+];
+
 pub const GROUPS: &[Group] = &[
     Group {
         layer: Layer::System,

@@ -21,6 +21,7 @@ pub mod mapping;
 pub mod opener;
 mod perf_map;
 pub mod process_maps;
+pub mod python;
 pub mod rows;
 pub mod sideband;
 pub mod start_time;
@@ -35,13 +36,14 @@ use std::sync::Arc;
 
 use portwatch_common::wire::stack_id_mix;
 
-use crate::event::{RawSnapshot, RawStack, StackId};
+use crate::event::{RawPythonCode, RawPythonStack, RawSnapshot, RawStack, StackId};
 use crate::output::{Frame, FrameKind, Stack};
 
 use call_site::{Libraries, PlacedFrame};
 use elf::{Module, Unreadable};
 use mapping::{Backing, Mapping};
 use perf_map::PerfMaps;
+use python::frames::{Codes, merge};
 use rows::Row;
 use symbolize::{Symbol, SymbolTable};
 use unwind::{Registers, StackBytes, Unwound};
@@ -131,6 +133,7 @@ pub struct Stacks {
     walks: Walks,
     symbols: SymbolTable,
     perf_maps: PerfMaps,
+    codes: Codes,
     libraries: Libraries,
 }
 
@@ -145,6 +148,7 @@ impl Stacks {
         Stacks {
             symbols: SymbolTable::new(SYMBOLS_MAX, walks.opener()),
             perf_maps: PerfMaps::new(walks.opener()),
+            codes: Codes::default(),
             libraries: Libraries::new(library_patterns),
             walks,
         }
@@ -198,11 +202,27 @@ impl Stacks {
         self.walks.is_being_replaced(tgid, mono_ns)
     }
 
+    /// Takes in a code object that later stacks name.
+    pub fn add_python_code(&mut self, code: RawPythonCode) {
+        self.codes.add(code);
+    }
+
     /// Names the frames of a stack that was taken at `mono_ns`. `start_boot_ns` is the start of its process,
     /// `CLOCK_BOOTTIME`, 0 when not known. The side-band must have been drained after the stack was received.
     ///
     /// What cannot be known is in the frame as its reason; there is no error.
     pub fn resolve_at(&mut self, raw: &RawStack, start_boot_ns: u64, mono_ns: u64) -> Resolved {
+        self.resolve_merged(raw, None, start_boot_ns, mono_ns)
+    }
+
+    /// As [`Stacks::resolve_at`], with the Python frames that the kernel side took.
+    pub fn resolve_merged(
+        &mut self,
+        raw: &RawStack,
+        python: Option<&RawPythonStack>,
+        start_boot_ns: u64,
+        mono_ns: u64,
+    ) -> Resolved {
         let reliable = self.walks.reliable(raw.tgid, start_boot_ns, mono_ns, &raw.addresses);
         let addresses = &raw.addresses[..reliable];
         let placed = self.walks.place(raw.tgid, start_boot_ns, mono_ns, addresses);
@@ -219,12 +239,15 @@ impl Stacks {
             }
         }
         self.symbols.forget(&self.walks.take_dropped());
-        let call_site = self.libraries.call_site(&frames);
         let completeness = match frames.last() {
             None => Completeness::None,
             Some(outermost) if has_start || is_start(&outermost.frame) => Completeness::Complete,
             Some(_) => Completeness::Partial,
         };
+        let is_complete = completeness == Completeness::Complete;
+        let refused = || self.walks.why_no_python(raw.tgid);
+        let frames = merge(frames, is_complete, python, &mut self.codes, refused);
+        let call_site = self.libraries.call_site(&frames);
         let frames = frames.into_iter().map(|placed| placed.frame).collect();
         let is_cut = reliable < raw.addresses.len();
         Resolved { stack: Stack { id: raw.id, frames }, call_site, completeness, is_cut }

@@ -15,6 +15,7 @@ use std::time::Instant;
 use super::elf::Whose;
 use super::mapping::{Backing, Mapping, is_extension, overlay, parse, replaces, tidy};
 use super::opener::Opener;
+use super::python::interpreter;
 use super::start_time;
 use crate::aggregate::recent::Recent;
 
@@ -142,6 +143,8 @@ pub struct ProcessMaps {
     is_followed: bool,
     /// Processes in which other code came to stand where code was.
     replaced: Vec<(u32, u64)>,
+    /// Code of Python interpreters that was mapped since it was asked for.
+    pythons: Vec<(u32, Mapping)>,
     /// Who made whom: a wrapper is gone before anybody could ask.
     parents: Recent<u32, u32>,
     opener: Opener,
@@ -163,6 +166,7 @@ impl ProcessMaps {
             exits: VecDeque::new(),
             is_followed: false,
             replaced: Vec::new(),
+            pythons: Vec::new(),
             parents: Recent::new(PARENTS_MAX),
             opener,
             counters: Counters::default(),
@@ -208,6 +212,8 @@ impl ProcessMaps {
             Ok((mappings, start)) => {
                 let (mappings, dropped) = tidy(mappings);
                 self.counters.mappings_dropped += dropped;
+                let pythons = mappings.iter().filter(|mapping| may_be_python(mapping)).cloned();
+                self.pythons.extend(pythons.map(|mapping| (tgid, mapping)));
                 let new_generation = self.next_generation();
                 let mappings = Arc::new(mappings);
                 if let Some(space) = self.slot(tgid, known) {
@@ -309,6 +315,9 @@ impl ProcessMaps {
             let space = Space::new(self.next_generation(), None, 0, self.uses);
             self.insert(tgid, space);
         }
+        if may_be_python(&mapping) {
+            self.pythons.push((tgid, mapping.clone()));
+        }
         let generation = self.generation + 1;
         let Some(space) = self.spaces.get_mut(&tgid).and_then(|spaces| spaces.last_mut()) else { return };
         if let (Backing::File { path, .. }, true, true) =
@@ -347,6 +356,11 @@ impl ProcessMaps {
     /// Processes in which, since the last time this was asked, other code came to stand where code was, and when.
     pub fn take_replaced(&mut self) -> Vec<(u32, u64)> {
         std::mem::take(&mut self.replaced)
+    }
+
+    /// Code of Python interpreters, by process, that was met since the last time this was asked.
+    pub fn take_pythons(&mut self) -> Vec<(u32, Mapping)> {
+        std::mem::take(&mut self.pythons)
     }
 
     /// A process ended. What is known of it stays for a while.
@@ -439,6 +453,10 @@ impl ProcessMaps {
         self.generation += 1;
         self.generation
     }
+}
+
+fn may_be_python(mapping: &Mapping) -> bool {
+    matches!(&mapping.backing, Backing::File { path, .. } if interpreter::may_be(path))
 }
 
 /// Mappings and start of a live process. A `start_boot_ns` other than 0 must be its start.

@@ -8,10 +8,13 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use portwatch_common::python::{Program, ProgramKey, Python};
+
 use super::elf::{self, Modules, Unreadable};
 use super::mapping::{Backing, Mapping};
 use super::opener::Opener;
 use super::process_maps::{self, Missing, ProcessMaps, Space};
+use super::python::known::Interpreters;
 use super::rows::{Row, Rows};
 use super::sideband::{self, Sideband};
 use super::unwind::{self, Outcome, Position, Unwound, Why};
@@ -34,6 +37,7 @@ struct Known {
     sideband: Option<Sideband>,
     modules: Modules,
     rows: Rows,
+    interpreters: Interpreters,
     /// Copies that are no longer used, until the other half was told.
     dropped: Vec<Arc<elf::Module>>,
     /// Processes that had code replaced lately, in order of time.
@@ -98,12 +102,17 @@ impl Walks {
         if sideband.is_some() {
             maps.read_all(Instant::now() + READ_ALL_LIMIT);
         }
+        let mut interpreters = Interpreters::new(opener.clone());
+        if sideband.is_some() {
+            interpreters.find_installed();
+        }
         let modules = Modules::new(MODULES_MAX, MODULE_BYTES_MAX, opener.clone());
         let known = Known {
             maps,
             sideband,
             modules,
             rows: Rows::default(),
+            interpreters,
             dropped: Vec::new(),
             replaced: HashMap::new(),
         };
@@ -141,6 +150,23 @@ impl Walks {
             }
         }
         processes
+    }
+
+    /// Interpreters that were met since the last time this was asked: processes and what the kernel side is to know of
+    /// them, and the programs that they run.
+    pub fn take_pythons(&self) -> (Vec<(u32, Python)>, Vec<(ProgramKey, Program)>) {
+        let mut known = self.lock();
+        let Known { maps, interpreters, .. } = &mut *known;
+        let met = maps.take_pythons();
+        let of_process =
+            |(tgid, mapping): &(u32, Mapping)| Some((*tgid, interpreters.of_process(*tgid, mapping)?));
+        let processes = met.iter().filter_map(of_process).collect();
+        (processes, interpreters.take_programs())
+    }
+
+    /// Why a process has no Python frames, where that is known.
+    pub(super) fn why_no_python(&self, tgid: u32) -> Option<String> {
+        self.lock().interpreters.why_not(tgid).map(ToString::to_string)
     }
 
     /// The kernel side walks by no row of a process any more that was taught before `mono_ns`.

@@ -116,6 +116,10 @@ impl Run<'_> {
             .count()
     }
 
+    pub fn log(&self) -> &Log {
+        &self.ended.log
+    }
+
     /// What portwatch and its command said.
     pub fn stderr(&self) -> &str {
         &self.ended.stderr

@@ -71,6 +71,8 @@ pub struct Line {
     pub reason: Option<String>,
     pub held_ns: Option<u64>,
     pub stack: Option<String>,
+    #[allow(dead_code, reason = "the tests of clients read it")]
+    pub call_site: Option<String>,
     pub stack_gap: Option<String>,
     pub confidence: Option<String>,
 }

@@ -9,6 +9,8 @@ use crate::Stopped;
 use crate::stage::Stage;
 
 pub const PYTHON: &str = include_str!("client.py");
+pub const PYTHON_SITES: &str = include_str!("sites.py");
+pub const PYTHON_PACKAGES: &str = include_str!("packages.py");
 pub const NODE: &str = include_str!("client.js");
 pub const JAVA: &str = include_str!("Client.java");
 
@@ -50,6 +52,20 @@ pub fn python() -> Result<String, Stopped> {
         Ok(_) => Err(Stopped::Skipped(format!("`{python}` cannot import `requests`"))),
         Err(error) => Err(Stopped::Skipped(format!("cannot run `{python}`: {error}"))),
     }
+}
+
+/// An interpreter of a version such as `3.12`: Debian's, or one that pyenv built.
+pub fn python_of(version: &str) -> Result<String, Stopped> {
+    let name = format!("python{version}");
+    let pyenv = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".pyenv/versions"));
+    let built = pyenv.and_then(|directory| std::fs::read_dir(directory).ok()).into_iter().flatten().flatten();
+    let mut candidates =
+        vec![PathBuf::from("/usr/bin").join(&name), PathBuf::from("/usr/local/bin").join(&name)];
+    candidates.extend(built.map(|entry| entry.path().join("bin").join(&name)));
+    let found = candidates.into_iter().find(|path| path.is_file());
+    found
+        .map(|path| path.display().to_string())
+        .ok_or_else(|| Stopped::Skipped(format!("no `{name}` on this machine")))
 }
 
 /// A program of PostgreSQL that Debian keeps out of `PATH`, of the newest version there is.

@@ -6,6 +6,7 @@ mod nginx;
 mod node;
 mod postgresql;
 mod python;
+mod python_sites;
 mod redis;
 mod telling;
 mod verdicts;
@@ -22,6 +23,13 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "python_requests_each_connects", play: python::each_connects },
     Scenario { name: "python_requests_session_connects_once", play: python::session_connects_once },
     Scenario { name: "python_requests_of_threads", play: python::threads },
+    Scenario { name: "python_call_sites_3_9", play: |stage| python_sites::of_version(stage, "3.9") },
+    Scenario { name: "python_call_sites_3_10", play: |stage| python_sites::of_version(stage, "3.10") },
+    Scenario { name: "python_call_sites_3_11", play: |stage| python_sites::of_version(stage, "3.11") },
+    Scenario { name: "python_call_sites_3_12", play: |stage| python_sites::of_version(stage, "3.12") },
+    Scenario { name: "python_call_sites_3_13", play: |stage| python_sites::of_version(stage, "3.13") },
+    Scenario { name: "python_call_sites_above_packages", play: python_sites::above_packages },
+    Scenario { name: "python_call_sites_of_one_shots", play: python_sites::one_shots },
     Scenario { name: "curl_one_shot", play: curl::one_shot },
     Scenario { name: "curl_refused_keeps_exit_code", play: curl::refused },
     Scenario { name: "curl_children_of_a_loop", play: curl::children_of_a_loop },
