@@ -136,7 +136,7 @@ fn step(python: &Python, scratch: *mut PythonScratch) -> Step {
         if !read_into(words, bytes as u32, (&raw const (*walk).frame).read_volatile()) {
             return Step::Bad;
         }
-        let word = |at: u32| words.add((at / 8 & 15) as usize).read_volatile();
+        let word = |at: u32| words.add(((at / 8) & 15) as usize).read_volatile();
         let back = word(layout.frame_back);
         (&raw mut (*walk).frame).write_volatile(back);
         let outward = if back == 0 { Step::End } else { Step::Outward };
@@ -199,7 +199,7 @@ fn identity(python: &Python, scratch: *mut PythonScratch, code: u64) -> Option<u
             let table = word(layout.code_table / 8);
             // Length, hash and first bytes.
             for at in 0..3 {
-                let Some(word) = user::<u64>(table, common::BYTES_SIZE + 8 * at) else { return None };
+                let word = user::<u64>(table, common::BYTES_SIZE + 8 * at)?;
                 id = stack_id_mix(id, word);
             }
         }
@@ -284,7 +284,7 @@ fn is_linked(layout: &Layout, thread: u64, local: u64, scratch: *mut PythonScrat
         if !read_into(words, THREAD_BYTES as u32, thread) {
             return false;
         }
-        let word = |at: u32| words.add((at / 8 & 31) as usize).read_volatile();
+        let word = |at: u32| words.add(((at / 8) & 31) as usize).read_volatile();
         (word(common::THREAD_PREV), word(common::THREAD_INTERPRETER), word(layout.thread_id))
     };
     if id != local {
@@ -302,7 +302,7 @@ fn innermost(layout: &Layout, scratch: *mut PythonScratch) -> Option<u64> {
     // SAFETY: as in `step`.
     let first = unsafe {
         let words = (&raw mut (*scratch).thread).cast::<u64>();
-        words.add((layout.thread_frame / 8 & 31) as usize).read_volatile()
+        words.add(((layout.thread_frame / 8) & 31) as usize).read_volatile()
     };
     if layout.frame_indirect == NONE { Some(first) } else { user(first, layout.frame_indirect) }
 }
