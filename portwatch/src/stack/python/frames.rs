@@ -95,7 +95,7 @@ impl Code {
 fn why(python: Option<&RawPythonStack>, refused: Option<String>) -> String {
     match python.map(|python| python.state) {
         None => refused.map_or_else(
-            || "its Python frames were not taken: the process was too young to be known".to_owned(),
+            || "its Python frames were not taken: the process was too young to be known, or the kernel is older than 5.17".to_owned(),
             |refused| format!("its Python frames were not taken: {refused}"),
         ),
         Some(PythonState::NoThread) => {
