@@ -65,7 +65,7 @@ fn pools_are_what_was_opened() {
         let pool = |to: SocketAddr| {
             let rows = all["pools"].as_array().expect("pools").iter();
             let is_meant = |row: &&Value| row["rport"] == to.port() && row["proto"] == "tcp";
-            rows.filter(is_meant).cloned().next().expect("the pool")
+            rows.filter(is_meant).next().cloned().expect("the pool")
         };
         let main = pool("127.0.0.1:7000".parse().expect("address"));
         assert_eq!(

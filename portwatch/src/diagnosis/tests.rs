@@ -364,8 +364,7 @@ fn what_levels_off_or_can_be_reused_never_runs_out() {
     assert!((pool.sustainable_per_s.unwrap() - 470.5).abs() < 1.0, "{pool:?}");
 
     // On loopback a connect takes the port of an old TIME_WAIT over.
-    let mut loopback = Scene::default();
-    loopback.laddr = std::net::Ipv4Addr::LOCALHOST.into();
+    let mut loopback = Scene { laddr: std::net::Ipv4Addr::LOCALHOST.into(), ..Default::default() };
     loopback.server.0 = loopback.laddr;
     loopback.settings.port_range = Some((40_000, 40_999));
     for n in 0..600 {

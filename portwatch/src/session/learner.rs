@@ -14,7 +14,7 @@ use super::Shared;
 use crate::bpf::{Queue, Received};
 use crate::event::decode::snapshots;
 use crate::kernel::clock::mono_now_ns;
-use crate::stack::walks::Walks;
+use crate::stack::walks::{Pythons, Walks};
 use crate::stack::{Snapshot, start_time};
 
 /// How often mappings are followed while nothing comes. A Python program begins to run some ten milliseconds after its
@@ -62,7 +62,7 @@ fn run(shared: &Shared, from: &Queue, walks: &Walks) -> Result<()> {
 
 /// Tells the kernel side which processes have a Python interpreter, and which programs are one.
 fn tell_pythons(shared: &Shared, walks: &Walks) -> Result<()> {
-    let (processes, programs) = walks.take_pythons();
+    let Pythons { processes, programs } = walks.take_pythons();
     for (pid, python) in processes {
         let mut tracing = shared.tracing();
         tracing.add_python(pid, &python)?;

@@ -66,6 +66,13 @@ pub(super) struct Counters {
     pub tables_malformed: u64,
 }
 
+/// Interpreters, as the kernel side is to know them.
+pub struct Pythons {
+    pub processes: Vec<(u32, Python)>,
+    /// What they run.
+    pub programs: Vec<(ProgramKey, Program)>,
+}
+
 /// An address of a stack, and what it is the address of.
 pub(super) struct Placed {
     /// Of the call; the address on the stack is that of the instruction behind it.
@@ -152,16 +159,15 @@ impl Walks {
         processes
     }
 
-    /// Interpreters that were met since the last time this was asked: processes and what the kernel side is to know of
-    /// them, and the programs that they run.
-    pub fn take_pythons(&self) -> (Vec<(u32, Python)>, Vec<(ProgramKey, Program)>) {
+    /// Interpreters that were met since the last time this was asked.
+    pub fn take_pythons(&self) -> Pythons {
         let mut known = self.lock();
         let Known { maps, interpreters, .. } = &mut *known;
         let met = maps.take_pythons();
         let of_process =
             |(tgid, mapping): &(u32, Mapping)| Some((*tgid, interpreters.of_process(*tgid, mapping)?));
         let processes = met.iter().filter_map(of_process).collect();
-        (processes, interpreters.take_programs())
+        Pythons { processes, programs: interpreters.take_programs() }
     }
 
     /// Why a process has no Python frames, where that is known.

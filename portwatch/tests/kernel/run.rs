@@ -212,6 +212,7 @@ fn count_releases(log: &str, eras: &HashMap<u64, Era>) -> usize {
         netns: Option<u64>,
         mono_ns: i64,
         held_ns: Option<i64>,
+        reason: Option<String>,
         confidence: Option<String>,
     }
     let start_ns = Log::parse(log.lines().next().unwrap_or_default()).start_ns();
@@ -225,7 +226,9 @@ fn count_releases(log: &str, eras: &HashMap<u64, Era>) -> usize {
             let is_of = |era: &Era| {
                 era.has(head.netns, begun_ns) || (is_inferred && era.had_begun(head.netns, ended_ns))
             };
-            head.r#type == Kind::PortReleased.name() && era.is_some_and(is_of)
+            // What is deduced of time-wait entries is owed by no rung.
+            let is_owed = !is_inferred || head.reason.as_deref() != Some("tw_expired");
+            head.r#type == Kind::PortReleased.name() && is_owed && era.is_some_and(is_of)
         })
     };
     log.lines().filter(is_release).count()

@@ -79,8 +79,8 @@ pub fn text(report: &Report, top: usize, has_color: bool) -> String {
 
 fn head(page: &mut Page, report: &Report) {
     let window = &report.window;
-    let hosts = window.hosts.iter().map(|host| printable(host)).collect::<Vec<_>>().join(", ");
-    let rungs = window.rungs.iter().map(|rung| printable(rung)).collect::<Vec<_>>().join(", ");
+    let hosts = window.hosts.iter().map(printable).collect::<Vec<_>>().join(", ");
+    let rungs = window.rungs.iter().map(printable).collect::<Vec<_>>().join(", ");
     let count = |name: &str| window.events.get(name).copied().unwrap_or(0);
     let failures = count("connect_failed") + count("bind_failed");
     let line = format!(

@@ -172,7 +172,7 @@ impl Described {
             ..version.layout
         };
         let known = &version.layout;
-        let is_word = |at: u32, size: usize| at % 8 == 0 && at as usize + 8 <= size;
+        let is_word = |at: u32, size: usize| at.is_multiple_of(8) && at as usize + 8 <= size;
         let in_thread = [layout.thread_id, layout.thread_frame];
         let in_frame = [layout.frame_back, layout.frame_code, layout.frame_at];
         // The words by which code objects are told apart are known by their places, not by the description.
