@@ -63,9 +63,9 @@ fn pools_are_what_was_opened() {
         };
         let all = pools(&[]);
         let pool = |to: SocketAddr| {
-            let rows = all["pools"].as_array().expect("pools").iter();
+            let mut rows = all["pools"].as_array().expect("pools").iter();
             let is_meant = |row: &&Value| row["rport"] == to.port() && row["proto"] == "tcp";
-            rows.filter(is_meant).next().cloned().expect("the pool")
+            rows.find(is_meant).cloned().expect("the pool")
         };
         let main = pool("127.0.0.1:7000".parse().expect("address"));
         assert_eq!(

@@ -188,24 +188,27 @@ fn play_one(scenario: &'static Scenario) -> Result<(Played, Namespace), String> 
 
 /// Waits until the growing log tells of every release that is owed. If it never does, the checks will say so.
 fn wait_for_releases<'a>(rung: &str, log: &Path, played: impl Iterator<Item = &'a Played>) {
-    let mut owed = 0;
+    let mut owed: HashMap<u64, usize> = HashMap::new();
     let mut eras = HashMap::new();
     for Played { truth, era, .. } in played {
         eras.insert(era.inode, *era);
         let events =
             truth.stories.iter().flat_map(|story| story.events.iter().map(move |event| (story, event)));
-        owed += events
-            .filter(|(story, event)| {
-                event.kind() == Kind::PortReleased && coverage::of(rung, story, event) != Seen::Absent
-            })
-            .count();
+        let releases = events.filter(|(story, event)| {
+            event.kind() == Kind::PortReleased && coverage::of(rung, story, event) != Seen::Absent
+        });
+        owed.insert(era.inode, releases.count());
     }
+    // One by one: more than is owed may be told of a namespace, and must not stand in for what another one lacks.
+    let is_told = |counts: &HashMap<u64, usize>| {
+        owed.iter().all(|(inode, &owed)| counts.get(inode).copied().unwrap_or(0) >= owed)
+    };
     let count = || count_releases(&std::fs::read_to_string(log).unwrap_or_default(), &eras);
-    wait::until_slowly(RELEASE_LIMIT, || (count() >= owed).then_some(()));
+    wait::until_slowly(RELEASE_LIMIT, || is_told(&count()).then_some(()));
 }
 
-/// Releases in those namespaces, in a log that is still written.
-fn count_releases(log: &str, eras: &HashMap<u64, Era>) -> usize {
+/// Releases by namespace, in a log that is still written.
+fn count_releases(log: &str, eras: &HashMap<u64, Era>) -> HashMap<u64, usize> {
     #[derive(Deserialize)]
     struct Head {
         r#type: String,
@@ -216,8 +219,8 @@ fn count_releases(log: &str, eras: &HashMap<u64, Era>) -> usize {
         confidence: Option<String>,
     }
     let start_ns = Log::parse(log.lines().next().unwrap_or_default()).start_ns();
-    let is_release = |line: &&str| {
-        serde_json::from_str(line).is_ok_and(|head: Head| {
+    let namespace_of_release = |line: &str| {
+        serde_json::from_str(line).ok().and_then(|head: Head| {
             let era = head.netns.and_then(|netns| eras.get(&netns));
             let ended_ns = start_ns + i128::from(head.mono_ns);
             let begun_ns = ended_ns - i128::from(head.held_ns.unwrap_or(0));
@@ -228,8 +231,13 @@ fn count_releases(log: &str, eras: &HashMap<u64, Era>) -> usize {
             };
             // What is deduced of time-wait entries is owed by no rung.
             let is_owed = !is_inferred || head.reason.as_deref() != Some("tw_expired");
-            head.r#type == Kind::PortReleased.name() && is_owed && era.is_some_and(is_of)
+            let is_meant = head.r#type == Kind::PortReleased.name() && is_owed && era.is_some_and(is_of);
+            head.netns.filter(|_| is_meant)
         })
     };
-    log.lines().filter(is_release).count()
+    let mut counts = HashMap::new();
+    for inode in log.lines().filter_map(namespace_of_release) {
+        *counts.entry(inode).or_default() += 1;
+    }
+    counts
 }
