@@ -70,10 +70,11 @@ pub fn take(place: u32, tgid: u32) -> u64 {
                 return 0;
             }
             // SAFETY: as above.
-            unsafe { walk.write_volatile(Walk { frame, hash: 0, count: 0, state }) };
-            let mut frames = Frames { python, scratch, state: python_state::CUT };
-            repeat(FRAMES_MAX, &mut frames);
-            state = frames.state;
+            state = unsafe {
+                walk.write_volatile(Walk { frame, hash: 0, count: 0, state: python_state::CUT });
+                repeat(FRAMES_MAX, &mut Frames { python, scratch });
+                (&raw const (*walk).state).read_volatile()
+            };
         }
     }
     // SAFETY: as above.
@@ -102,18 +103,19 @@ const THREADS_MAX: u32 = PYTHON_THREADS_PLAIN;
 struct Frames<'p> {
     python: &'p Python,
     scratch: *mut PythonScratch,
-    /// One of [`python_state`].
-    state: u32,
 }
 
 impl Turn for Frames<'_> {
     #[inline(always)]
     fn turn(&mut self, _number: u32) -> bool {
-        match step(self.python, self.scratch) {
+        let scratch = self.scratch;
+        let state = match step(self.python, scratch) {
             Step::Outward => return true,
-            Step::End => self.state = python_state::WHOLE,
-            Step::Bad => self.state = python_state::UNREADABLE,
-        }
+            Step::End => python_state::WHOLE,
+            Step::Bad => python_state::UNREADABLE,
+        };
+        // SAFETY: a part of the scratch entry, which belongs to this program on this CPU.
+        unsafe { (&raw mut (*scratch).walk.state).write_volatile(state) };
         false
     }
 }
@@ -132,28 +134,31 @@ fn step(python: &Python, scratch: *mut PythonScratch) -> Step {
     unsafe {
         let walk = &raw mut (*scratch).walk;
         let words = (&raw mut (*scratch).frame).cast::<u64>();
-        let is_object = layout.entries == Entries::EVERY;
-        let bytes = if is_object { FRAME_OBJECT_BYTES } else { FRAME_BYTES };
+        let is_object = || (&raw const layout.entries).read_volatile() == Entries::EVERY;
+        let bytes = if is_object() { FRAME_OBJECT_BYTES } else { FRAME_BYTES };
         if !read_into(words, bytes as u32, (&raw const (*walk).frame).read_volatile()) {
             return Step::Bad;
         }
         let word = |at: u32| words.add(((at / 8) & 15) as usize).read_volatile();
-        let back = word(layout.frame_back);
-        (&raw mut (*walk).frame).write_volatile(back);
-        let outward = if back == 0 { Step::End } else { Step::Outward };
-        let count = (&raw const (*walk).count).read_volatile();
-        let frames = (&raw mut (*scratch).frames).cast::<PythonFrame>();
+        (&raw mut (*walk).frame).write_volatile(word(layout.frame_back));
+        // What is behind this one is read when it is wanted: few things at once must be kept on the stack, of which the
+        // helper's callers and we have 512 bytes together.
+        let at_frame = &raw const (*walk).frame;
+        let outward = || if at_frame.read_volatile() == 0 { Step::End } else { Step::Outward };
         // Without such a byte the word is another, and is not looked at.
-        let mark = (word(layout.frame_entry) >> (layout.frame_entry % 8 * 8)) as u8;
-        if layout.entries == Entries::SHIMS && mark == SHIM {
+        let mark = || (word(layout.frame_entry) >> (layout.frame_entry % 8 * 8)) as u8;
+        let frames = (&raw mut (*scratch).frames).cast::<PythonFrame>();
+        if layout.entries == Entries::SHIMS && mark() == SHIM {
             // No function's: it stands where the evaluator was entered for the frames before it.
+            let count = (&raw const (*walk).count).read_volatile();
             let before = (count.wrapping_sub(1) & (PYTHON_FRAMES_MAX as u32 - 1)) as usize;
             (&raw mut (*frames.add(before)).flags).write_volatile(python_flags::ENTRY);
-            return outward;
+            return outward();
         }
-        let is_entry = is_object || layout.entries == Entries::MARKED && mark == 1;
+        let Some(code_id) = identity(python, scratch, word(layout.frame_code)) else { return Step::Bad };
+        let count = (&raw const (*walk).count).read_volatile();
+        let is_entry = is_object() || layout.entries == Entries::MARKED && mark() == 1;
         let code = word(layout.frame_code);
-        let Some(code_id) = identity(python, scratch, code) else { return Step::Bad };
         let mut at = word(layout.frame_at);
         if layout.code_bytecode != NONE {
             at = at.wrapping_sub(code).wrapping_sub(layout.code_bytecode as u64);
@@ -170,7 +175,7 @@ fn step(python: &Python, scratch: *mut PythonScratch) -> Step {
         let hash = stack_id_mix(stack_id_mix(hash, code_id), at as u32 as u64);
         (&raw mut (*walk).hash).write_volatile(hash);
         (&raw mut (*walk).count).write_volatile(count + 1);
-        outward
+        outward()
     }
 }
 
