@@ -3,6 +3,7 @@
 
 use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
+use aya_log_ebpf::{debug, warn};
 use portwatch_common::config::{ABSENT, pid_flags};
 use portwatch_common::python::ProgramKey;
 
@@ -30,7 +31,10 @@ pub fn sched_process_fork(ctx: RawTracePointContext) -> i32 {
     if flags & pid_flags::CHILDREN != 0 {
         let child_tgid = number(child);
         if child_tgid != 0 && child_tgid != parent_tgid {
-            let _ = PIDS.insert(child_tgid, pid_flags::SELECTED | pid_flags::CHILDREN, 0);
+            match PIDS.insert(child_tgid, pid_flags::SELECTED | pid_flags::CHILDREN, 0) {
+                Ok(()) => debug!(&ctx, "process {} is followed, a child of {}", child_tgid, parent_tgid),
+                Err(_) => warn!(&ctx, "process {} is not followed: the table is full", child_tgid),
+            }
         }
     }
     0
