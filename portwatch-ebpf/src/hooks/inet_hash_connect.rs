@@ -96,7 +96,8 @@ fn place_of(pid_tgid: u64) -> Option<*mut Connecting> {
     CONNECTING.get_ptr_mut(pid_tgid as u32 & (CONNECTING_PLACES - 1))
 }
 
-/// Whether the running task is searching for a port to where a time-wait entry leads.
+/// Whether the running task is searching for a port to where a time-wait entry leads, and has found that of the entry:
+/// it takes the port before it ends what held it.
 #[inline(always)]
 pub fn is_search_for(entry: &TimeWaitSlot) -> bool {
     let pid_tgid = bpf_get_current_pid_tgid();
@@ -105,5 +106,6 @@ pub fn is_search_for(entry: &TimeWaitSlot) -> bool {
     let connecting = unsafe { place.read() };
     connecting.pid_tgid == pid_tgid
         && connecting.sk != 0
+        && Sock(connecting.sk).num() == entry.port_local
         && Sock(connecting.sk).is_towards(entry.addr_remote, entry.port_remote)
 }

@@ -74,7 +74,11 @@ impl Demo {
     fn connections(self) -> u32 {
         match self {
             Demo::Churn => 20,
-            Demo::ServerClose | Demo::Leak | Demo::Udp | Demo::Refused | Demo::Spread | Demo::Healthy => 100,
+            Demo::ServerClose | Demo::Refused | Demo::Spread | Demo::Healthy => 100,
+            // Long enough a growth to be none of a pool.
+            Demo::Leak => 300,
+            // Where ends are learned from listings, some must have ended before the last one.
+            Demo::Udp => 1000,
             // More than the narrow range has ports.
             Demo::Exhaustion => stage::NARROW_PORTS + 20,
             Demo::BindBucket => stage::NARROW_PORTS,
