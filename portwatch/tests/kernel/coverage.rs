@@ -113,7 +113,7 @@ pub fn skipped_at_most(rung: &str, lines: usize) -> usize {
         (lines / 20).max(1)
     } else if kernel() >= (6, 1) {
         // A softirq inside of the same program: the state changes have a second one for that, the others do not.
-        lines / 500
+        (lines / 500).max(1)
     } else {
         0
     }
