@@ -61,11 +61,11 @@ pub fn inet_sock_set_state_nested(ctx: RawTracePointContext) -> i32 {
         }
         is_new && is_connecting(sk)
     } else {
-        let is_new = is_untold(sk, new);
-        if is_of_interest(old, new) {
+        let told = told(sk, new);
+        if is_of_interest(old, new) && told != Some(true) {
             changed(sk, old, new, scratch::ADOPT_NESTED);
         }
-        is_new
+        told == Some(false)
     };
     if is_running || is_new {
         counters::nested_run();
@@ -107,14 +107,14 @@ pub fn tcp_destroy_sock(ctx: RawTracePointContext) -> i32 {
     0
 }
 
-/// Whether the other program has not dealt with a change of a tracked socket.
+/// Whether the other program has dealt with a change. Nothing: it does not show, and does no harm twice.
 #[inline(always)]
-fn is_untold(sk: Sock, new: u8) -> bool {
-    let Some(slot) = life::slot_of(sk) else { return false };
+fn told(sk: Sock, new: u8) -> Option<bool> {
+    let slot = life::slot_of(sk)?;
     match new {
-        state::ESTABLISHED => slot.flags & flags::WAS_ESTABLISHED == 0,
-        state::CLOSE => slot.flags & (flags::END_TOLD | flags::FAILURE_TOLD) == 0,
-        _ => false,
+        state::ESTABLISHED => Some(slot.flags & flags::WAS_ESTABLISHED != 0),
+        state::CLOSE => Some(slot.flags & (flags::END_TOLD | flags::FAILURE_TOLD) != 0),
+        _ => None,
     }
 }
 
